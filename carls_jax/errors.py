@@ -1,33 +1,33 @@
 """The exceptions of carls_jax, one tree.
 
-    CarlsError
-    ├── InvalidInputError (ValueError)     the caller's argument cannot work; nothing was changed
-    │   ├── ShapeError                     an array has the wrong shape or width
-    │   ├── DtypeError                     an array has the wrong dtype
-    │   ├── KeyKindError                   integer keys for a string table, or the reverse
-    │   ├── NonFiniteError                 NaN or infinity where a number is needed
-    │   ├── SpecMismatchError              a TableSpec disagrees with the table that exists
-    │   ├── OptimizerNotAllowedError       an optimizer that mixes rows, or is unknown
-    │   └── ConfigError                    a config has an unknown or impossible value
-    ├── NotFoundError (LookupError)        the thing that was named does not exist
-    │   ├── TableNotFoundError
-    │   ├── FieldNotFoundError
-    │   ├── KeyNotFoundError
-    │   ├── SnapshotNotFoundError
-    │   └── CheckpointNotFoundError
-    ├── BankError                          the bank could not do it
-    │   ├── BankUnavailableError           no server answers at the address
-    │   ├── BankTimeoutError               no answer within the deadline
-    │   ├── BankOverloadedError            a bound on rows, bytes or memory was reached
-    │   ├── BankFullError                  a table has no room for another row
-    │   ├── BankClosedError                the bank object was closed
-    │   ├── ProtocolMismatchError          client and server speak different versions
-    │   ├── BankIdentityError              another bank answers than the one that was expected
-    │   ├── AccessDeniedError              the server refuses this client
-    │   └── BankInternalError              a defect in the server; the message names the cause
-    ├── SnapshotCorruptError               a snapshot is half-written or damaged
-    ├── AddressInUseError                  a port or socket path is taken
-    └── LaunchError                        a role of a program failed too often
+CarlsError
+├── InvalidInputError (ValueError)     the caller's argument cannot work; nothing was changed
+│   ├── ShapeError                     an array has the wrong shape or width
+│   ├── DtypeError                     an array has the wrong dtype
+│   ├── KeyKindError                   integer keys for a string table, or the reverse
+│   ├── NonFiniteError                 NaN or infinity where a number is needed
+│   ├── SpecMismatchError              a TableSpec disagrees with the table that exists
+│   ├── OptimizerNotAllowedError       an optimizer that mixes rows, or is unknown
+│   └── ConfigError                    a config has an unknown or impossible value
+├── NotFoundError (LookupError)        the thing that was named does not exist
+│   ├── TableNotFoundError
+│   ├── FieldNotFoundError
+│   ├── KeyNotFoundError
+│   ├── SnapshotNotFoundError
+│   └── CheckpointNotFoundError
+├── BankError                          the bank could not do it
+│   ├── BankUnavailableError           no server answers at the address
+│   ├── BankTimeoutError               no answer within the deadline
+│   ├── BankOverloadedError            a bound on rows, bytes or memory was reached
+│   ├── BankFullError                  a table has no room for another row
+│   ├── BankClosedError                the bank object was closed
+│   ├── ProtocolMismatchError          client and server speak different versions
+│   ├── BankIdentityError              another bank answers than the one that was expected
+│   ├── AccessDeniedError              the server refuses this client
+│   └── BankInternalError              a defect in the server; the message names the cause
+├── SnapshotCorruptError               a snapshot is half-written or damaged
+├── AddressInUseError                  a port or socket path is taken
+└── LaunchError                        a role of a program failed too often
 """
 
 from __future__ import annotations

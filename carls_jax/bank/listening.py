@@ -1,0 +1,75 @@
+"""Binds a gRPC server to an address: a unix socket of its owner alone, or a TCP port of its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from pathlib import Path
+
+import grpc
+
+from carls_jax.bank.address import Address
+from carls_jax.errors import AddressInUseError, CarlsError, InvalidInputError
+
+_umask_lock = threading.Lock()
+
+
+def listen(server: grpc.Server, address: Address) -> Address:
+    """Binds a server to an address and returns the address, with the port that was chosen.
+
+    Raises:
+      InvalidInputError: It is no address of this machine.
+      AddressInUseError: A live server, or a file that is no socket, is at the address.
+    """
+    if address.path:
+        _listen_at_path(server, Path(address.path))
+        return address
+    try:
+        port = server.add_insecure_port(str(address))
+    except RuntimeError as error:
+        raise _why_not(address) from error
+    return Address(host=address.host, port=port)
+
+
+def _listen_at_path(server: grpc.Server, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale_socket(path)
+    # The mask is the process's, so files that other threads make in this instant get it too.
+    with _umask_lock:
+        mask = os.umask(0o177)
+        try:
+            server.add_insecure_port(f"unix:{path}")
+        except RuntimeError as error:
+            raise InvalidInputError(f"cannot listen at unix:{path}: {error}") from error
+        finally:
+            os.umask(mask)
+
+
+def _remove_stale_socket(path: Path) -> None:
+    """Removes what a dead server left; raises AddressInUseError for all else that is there."""
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise AddressInUseError(f"{path} is a file and no socket; choose another path")
+    with socket.socket(socket.AF_UNIX) as probe:
+        is_dead = probe.connect_ex(str(path)) == errno.ECONNREFUSED
+    if not is_dead:
+        raise AddressInUseError(
+            f"a live server listens at unix:{path}; stop it or choose another path"
+        )
+    path.unlink()
+
+
+def _why_not(address: Address) -> CarlsError:
+    """Finds out why gRPC, which does not say, could not listen at a TCP address."""
+    try:
+        found = socket.getaddrinfo(address.host.strip("[]"), address.port, type=socket.SOCK_STREAM)
+        for family, kind, protocol, _, place in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.bind(place)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            return InvalidInputError(f"address={str(address)!r}: cannot listen there: {error}")
+    return AddressInUseError(f"{address} is taken by another server; port 0 chooses a free one")

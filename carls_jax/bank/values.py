@@ -1,0 +1,140 @@
+"""Checks keys and arrays against a table's spec, before anything changes.
+
+`as_…` take what a user gives, in a client; `check_…` take what arrives at a bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from carls_jax.bank.changes import Keys
+from carls_jax.bank.specs import Field, TableSpec
+from carls_jax.errors import DtypeError, InvalidInputError, KeyKindError, NonFiniteError, ShapeError
+from carls_jax.keys import int_keys, string_keys
+
+MAX_KEYS = 1 << 24
+
+
+def as_keys(spec: TableSpec, keys: object) -> Keys:
+    """Returns int64 `[n]` keys of a table's kind; strings become fingerprints.
+
+    Raises:
+      KeyKindError: They are of the other kind.
+      ShapeError: They are not a vector, or empty.
+    """
+    try:
+        if spec.keys == "int":
+            return check_keys(int_keys(keys))  # type: ignore[arg-type]
+        if isinstance(keys, np.ndarray) and keys.dtype == np.int64:
+            return check_keys(keys)  # fingerprints, as a scan returns them
+        return check_keys(string_keys(keys))  # type: ignore[arg-type]
+    except KeyKindError as error:
+        kind = {"int": "integer", "str": "string"}[spec.keys]
+        raise KeyKindError(f"table {spec.name!r} has {kind} keys: {error}") from None
+
+
+def check_keys(keys: NDArray[Any]) -> Keys:
+    """Returns the keys if they are int64 `[n]` with 1 to 2**24 of them."""
+    if keys.dtype != np.int64:
+        raise KeyKindError(f"keys have dtype {keys.dtype}, expected int64")
+    if keys.ndim != 1 or not 1 <= keys.shape[0] <= MAX_KEYS:
+        raise ShapeError(
+            f"keys have shape {list(keys.shape)}, expected [n] with n in 1..{MAX_KEYS}; make "
+            "several calls of more"
+        )
+    return keys
+
+
+def as_values(
+    spec: TableSpec, values: Mapping[str, ArrayLike], *, num_keys: int
+) -> dict[str, NDArray[np.generic]]:
+    """Returns C-ordered arrays of the fields' dtypes.
+
+    Floats and integers become narrower ones and integers become floats; floats never become
+    integers, numbers never booleans.
+
+    Raises:
+      FieldNotFoundError: A name is no field of the table.
+      ShapeError: An array is not `[num_keys, *field.shape]`.
+      DtypeError: An array would lose its meaning in the field's dtype.
+    """
+    _check_some(spec, values)
+    return {
+        name: _as_field(spec.field(name), name, value, num_keys) for name, value in values.items()
+    }
+
+
+def _as_field(field: Field, name: str, given: ArrayLike, num_keys: int) -> NDArray[np.generic]:
+    try:
+        value = np.asarray(given)
+    except ValueError as error:
+        raise ShapeError(f"{name!r} is no array: {error}") from None
+    _check_shape(field, name, value, num_keys)
+    dtype = np.dtype(field.dtype)
+    if value.dtype.kind in "iu" and dtype.kind in "iu":
+        _check_range(field, name, value)
+    elif not np.can_cast(value.dtype, dtype, casting="same_kind"):
+        raise DtypeError(
+            f"{name!r} has dtype {value.dtype}; the field is {field.dtype}: convert it first"
+        )
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which the bank refuses
+        return value.astype(dtype, order="C", copy=False)
+
+
+def _check_range(field: Field, name: str, value: NDArray[Any]) -> None:
+    bounds = np.iinfo(field.dtype)
+    if value.size and (value.min() < bounds.min or value.max() > bounds.max):
+        raise DtypeError(
+            f"{name!r} holds {value.min()} to {value.max()}; the field is {field.dtype}, "
+            f"{bounds.min} to {bounds.max}"
+        )
+
+
+def check_values(
+    spec: TableSpec, values: Mapping[str, NDArray[np.generic]], *, num_keys: int
+) -> None:
+    """Checks what a client sent: fields, exact dtypes, shapes and finite numbers.
+
+    Padding's values are checked like any.
+
+    Raises:
+      FieldNotFoundError, DtypeError, ShapeError: As `as_values`.
+      NonFiniteError: A number is NaN or infinite.
+    """
+    _check_some(spec, values)
+    for name, value in values.items():
+        field = spec.field(name)
+        if value.dtype != np.dtype(field.dtype):
+            raise DtypeError(f"{name!r} has dtype {value.dtype}; the field is {field.dtype}")
+        _check_shape(field, name, value, num_keys)
+        _check_finite(name, value)
+
+
+def _check_some(spec: TableSpec, values: Mapping[str, object]) -> None:
+    if not values:
+        raise InvalidInputError(f"values={{}}: name at least one field of {', '.join(spec.fields)}")
+
+
+def _check_shape(field: Field, name: str, value: NDArray[np.generic], num_keys: int) -> None:
+    expected = (num_keys, *field.shape)
+    if value.shape != expected:
+        raise ShapeError(f"{name!r} has shape {list(value.shape)}, expected {list(expected)}")
+
+
+def _check_finite(name: str, value: NDArray[Any]) -> None:
+    if value.dtype.kind != "f" or np.isfinite(value).all():
+        return
+    rows = np.flatnonzero(~finite_rows(value))
+    raise NonFiniteError(
+        f"{name!r} holds NaN, infinity or a number too large for {value.dtype} in {rows.size} of "
+        f"{value.shape[0]} rows, first in row {rows[0]}; nothing was changed"
+    )
+
+
+def finite_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tells, `[n]`, of which rows of `[n, ...]` all numbers are finite."""
+    return np.asarray(np.isfinite(values).reshape(values.shape[0], -1).all(axis=1))

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from carls_jax.bank.address import Address, parse_address
+from carls_jax.errors import InvalidInputError
+
+
+def test_a_socket_path_is_made_absolute() -> None:
+    address = parse_address("unix:run/bank.sock")
+
+    assert address.path == os.path.join(os.getcwd(), "run/bank.sock")
+    assert str(address) == f"unix:{os.getcwd()}/run/bank.sock"
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("localhost:0", "localhost", 0),
+        ("10.0.0.7:8431", "10.0.0.7", 8431),
+        ("bank-0.example:65535", "bank-0.example", 65535),
+        ("[::1]:80", "[::1]", 80),
+    ],
+)
+def test_a_host_and_port_are_read_and_written(text: str, host: str, port: int) -> None:
+    assert parse_address(text) == Address(host=host, port=port)
+    assert str(parse_address(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "unix:",
+        "bank",
+        ":80",
+        "host:",
+        "host:http",
+        "host:65536",
+        "::1:80",
+        "http://a:80",
+        "a b:1",
+    ],
+)
+def test_other_text_is_refused_with_the_forms(text: str) -> None:
+    with pytest.raises(InvalidInputError, match="unix:/path/to/socket and host:port"):
+        parse_address(text)
+
+
+def test_a_path_must_fit_a_socket() -> None:
+    fitting = "/" + "a" * 106
+    assert parse_address(f"unix:{fitting}").path == fitting
+    with pytest.raises(InvalidInputError, match="has 108 bytes and a socket's has at most 107"):
+        parse_address(f"unix:{fitting}b")
+    with pytest.raises(InvalidInputError, match="has 109 bytes"):
+        parse_address(f"unix:{'/' + 'é' * 54}")

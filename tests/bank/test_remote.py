@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent import futures
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+
+from carls_jax.bank import knowledge_bank_pb2 as pb
+from carls_jax.bank.changes import Change
+from carls_jax.bank.frames import SERVICE_NAME
+from carls_jax.bank.interface import PROTOCOL_VERSION, Applied, BankStats
+from carls_jax.bank.local import LocalBank
+from carls_jax.bank.remote import RemoteBank
+from carls_jax.bank.server import BankServer
+from carls_jax.bank.specs import Field, TableSpec
+from carls_jax.errors import (
+    BankClosedError,
+    BankIdentityError,
+    BankInternalError,
+    BankTimeoutError,
+    BankUnavailableError,
+    ProtocolMismatchError,
+)
+
+SPEC = TableSpec("t", fields={"x": Field(())})
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    return f"unix:{tmp_path}/socket"
+
+
+@pytest.fixture
+def bank() -> Iterator[LocalBank]:
+    with LocalBank() as bank:
+        bank.table(SPEC).update([3], {"x": [0.5]})
+        yield bank
+
+
+def test_a_missing_server_is_told_at_once_with_the_way_out(address: str) -> None:
+    with (
+        RemoteBank(address, timeout_s=3600) as remote,
+        pytest.raises(BankUnavailableError, match=f"at {address} .*`carls-jax bank --root"),
+    ):
+        remote.stats()
+
+
+def test_wait_ready_waits_for_a_server(bank: LocalBank, address: str) -> None:
+    with RemoteBank(address) as remote, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(remote.wait_ready, 30.0)
+        with BankServer(bank, address):
+            waiting.result(30)
+            assert remote.identity.bank_id == bank.identity.bank_id
+
+
+def test_wait_ready_gives_up(address: str) -> None:
+    with RemoteBank(address) as remote, pytest.raises(BankUnavailableError, match="no bank"):
+        remote.wait_ready(0.2)
+
+
+class Log(logging.Handler):
+    """Keeps messages, for a test that waits for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: queue.Queue[str] = queue.Queue()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.put(record.getMessage())
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    handler = Log()
+    logger = logging.getLogger("carls_jax.bank.remote")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+def test_reads_outlast_a_restart_of_the_server(bank: LocalBank, address: str, log: Log) -> None:
+    with RemoteBank(address, timeout_s=30) as remote, ThreadPoolExecutor(1) as pool:
+        with BankServer(bank, address):
+            table = remote.table("t")
+        reading = pool.submit(table.lookup, [3])
+        assert "trying again for 30 s" in log.messages.get(timeout=10)
+        with BankServer(bank, address):
+            assert reading.result(30)["x"].tolist() == [0.5]
+        assert "answers again" in log.messages.get(timeout=10)
+        assert log.messages.empty()
+
+
+class CountingBank(LocalBank):
+    """Counts changes, and holds the next one back while `allowed` is not set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_applied = 0
+        self.asked = threading.Event()
+        self.allowed = threading.Event()
+
+    def apply(self, change: Change) -> Applied:
+        self.num_applied += 1
+        self.asked.set()
+        assert self.allowed.wait(10)
+        return super().apply(change)
+
+
+def test_a_write_is_sent_once(address: str) -> None:
+    with CountingBank() as bank, RemoteBank(address) as remote, ThreadPoolExecutor(1) as pool:
+        server = BankServer(bank, address)
+        writing = pool.submit(remote.advance, 1)
+        assert bank.asked.wait(10)
+        server.stop(grace_s=0)
+        with pytest.raises(BankUnavailableError):
+            writing.result(10)
+        bank.allowed.set()
+        with BankServer(bank, address):
+            remote.wait_ready(10)
+            assert remote.stats().clocks == {"main": 1}
+        assert bank.num_applied == 1
+        with pytest.raises(BankUnavailableError):
+            remote.advance(2)
+
+
+def test_a_call_has_a_deadline(address: str) -> None:
+    with CountingBank() as bank, BankServer(bank, address):
+        with (
+            RemoteBank(address, timeout_s=0.2) as remote,
+            pytest.raises(BankTimeoutError, match=r"did not answer within 0\.2 s"),
+        ):
+            remote.advance(1)
+        bank.allowed.set()
+
+
+def test_close_ends_a_call_under_way(address: str) -> None:
+    with CountingBank() as bank, BankServer(bank, address), ThreadPoolExecutor(1) as pool:
+        remote = RemoteBank(address)
+        writing = pool.submit(remote.advance, 1)
+        assert bank.asked.wait(10)
+        remote.close()
+        with pytest.raises(BankClosedError, match="during the call"):
+            writing.result(10)
+        bank.allowed.set()
+
+
+def test_the_bank_that_was_meant_must_answer(bank: LocalBank, address: str) -> None:
+    with BankServer(bank, address):
+        with RemoteBank(address, bank_id=bank.identity.bank_id) as remote:
+            assert remote.identity == bank.identity
+        with RemoteBank(address, bank_id="abc") as remote:
+            with pytest.raises(BankIdentityError, match="bank abc was meant"):
+                remote.stats()
+            with pytest.raises(BankIdentityError, match="bank abc was meant"):
+                remote.wait_ready()
+
+
+def test_another_bank_at_the_address_is_refused(bank: LocalBank, address: str) -> None:
+    with RemoteBank(address) as remote:
+        with BankServer(bank, address):
+            remote.stats()
+        with (
+            LocalBank() as other,
+            BankServer(other, address),
+            pytest.raises(BankIdentityError, match=f"bank {bank.identity.bank_id} was meant"),
+        ):
+            remote.stats()
+
+
+def test_one_shard_is_not_taken_for_a_bank(address: str) -> None:
+    with (
+        LocalBank(shard_index=1, num_shards=3) as shard,
+        BankServer(shard, address),
+        RemoteBank(address) as remote,
+        pytest.raises(BankIdentityError, match="shard 1 of a bank that has 3, and 1 were expected"),
+    ):
+        remote.stats()
+
+
+def test_replies_tell_a_new_incarnation(tmp_path: Path, address: str) -> None:
+    with LocalBank(tmp_path / "root") as bank, BankServer(bank, address):
+        bank.snapshot("s")
+        with RemoteBank(address) as remote:
+            before = remote.identity
+            bank.restore("s")
+            remote.stats()
+            assert remote.identity.incarnation == bank.identity.incarnation
+            assert remote.identity.incarnation != before.incarnation
+
+
+class Stranger:
+    """Answers every call with one reply."""
+
+    def __init__(self) -> None:
+        self.reply = pb.Reply()
+
+    def answer(self, frame: pb.RequestFrame, context: grpc.ServicerContext) -> pb.ReplyFrame:
+        return pb.ReplyFrame(reply=self.reply)
+
+
+@pytest.fixture
+def stranger(address: str) -> Iterator[Stranger]:
+    stranger = Stranger()
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    handler = grpc.unary_unary_rpc_method_handler(
+        stranger.answer, pb.RequestFrame.FromString, pb.ReplyFrame.SerializeToString
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(SERVICE_NAME, {"Call": handler}),)
+    )
+    server.add_insecure_port(address)
+    server.start()
+    yield stranger
+    server.stop(0).wait()
+
+
+def test_a_server_of_another_version_is_refused(stranger: Stranger, address: str) -> None:
+    identity = pb.Identity(protocol_version=PROTOCOL_VERSION + 1, num_shards=1)
+    stranger.reply = pb.Reply(identity=identity)
+
+    with (
+        RemoteBank(address) as remote,
+        pytest.raises(ProtocolMismatchError, match="same carls-jax on both sides"),
+    ):
+        remote.stats()
+
+
+def test_a_malformed_reply_is_the_servers_defect(stranger: Stranger, address: str) -> None:
+    stranger.reply.arrays.append(pb.ArrayHeader(name="x", dtype="object", shape=[1]))
+
+    with (
+        RemoteBank(address) as remote,
+        pytest.raises(BankInternalError, match="reply is malformed: array 'x' has dtype"),
+    ):
+        remote.stats()
+
+
+# JAX, which other tests import, warns at every fork.
+@pytest.mark.filterwarnings("ignore:os.fork")
+def test_a_bank_does_not_survive_a_fork(bank: LocalBank, address: str) -> None:
+    with BankServer(bank, address), RemoteBank(address) as remote:
+        remote.stats()
+        child = os.fork()
+        if child == 0:
+            # Nothing of pytest may run in the child, whatever happens.
+            try:
+                remote.stats()
+            except BankClosedError as error:
+                os._exit(0 if "connect in each process" in str(error) else 2)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert remote.stats().tables
+
+
+def test_small_and_large_lookups_answer_alike(bank: LocalBank, address: str) -> None:
+    keys = np.arange(400_000)
+    with BankServer(bank, address), RemoteBank(address) as remote:
+        table = remote.table("t")
+        table.load(keys, {"x": keys})
+        for num_keys in (1, 400_000, 1, 400_000, 10):
+            rows = table.lookup(keys[:num_keys])
+            np.testing.assert_array_equal(rows["x"], keys[:num_keys].astype(np.float32))
+
+
+def test_stats_are_the_banks(bank: LocalBank, address: str) -> None:
+    with BankServer(bank, address), RemoteBank(address) as remote:
+        stats: BankStats = remote.stats()
+        assert stats == bank.stats()
