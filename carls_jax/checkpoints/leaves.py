@@ -135,7 +135,7 @@ def placement(leaf: Any) -> jax.sharding.Sharding | None:
 
 def in_form_of(like: Any, value: Any) -> Any:
     """Returns a stored value as the kind of leaf that `like` is, on the devices of `like`."""
-    if is_random_key(like):
+    if is_random_key(like) and not is_random_key(value):
         value = jax.random.wrap_key_data(jnp.asarray(value), impl=_key_impl(like))
     if isinstance(like, jax.Array | jax.ShapeDtypeStruct):
         sharding = placement(like)

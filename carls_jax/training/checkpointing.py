@@ -1,0 +1,138 @@
+"""`RunCheckpointer`: saves a run as a whole, and puts all of it back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from carls_jax.bank import Bank, SnapshotIdentity
+from carls_jax.checkpoints import Checkpointer, CheckpointWatcher
+from carls_jax.errors import BankError, CheckpointNotFoundError
+from carls_jax.makers import PROGRESS, MakerRunner, progress, run_inline, wait_until_done
+from carls_jax.training.session_config import SessionConfig
+
+TRAINER = "trainer"
+"""In lockstep makers wait for the trainer as for a maker before them: it tells when a checkpoint is
+saved and the bank is as it was then. Without that, makers that start before a resuming trainer
+would write to a bank that is about to be put back."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Holds where a run goes on: after a step, with a state, and a position in the batches."""
+
+    step: int
+    state: Any
+    position: Any
+
+
+class RunCheckpointer:
+    """Saves state, bank and position in the batches together, and lets the makers run after it.
+
+    Args:
+      bank: Where the knowledge is.
+      workdir: Directory of the run; checkpoints go to `workdir/checkpoints`.
+      config: How trainer and makers work together.
+      runners: Makers that run in this process.
+      remote_makers: Number of workers of each maker that runs in other processes.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        workdir: Path,
+        config: SessionConfig,
+        *,
+        runners: Sequence[MakerRunner],
+        remote_makers: Mapping[str, int],
+    ) -> None:
+        directory = workdir / "checkpoints"
+        self._bank = bank
+        self._schedule = config.schedule
+        self._timeout_s = config.lockstep_timeout_s
+        self._runners = runners
+        self._remote_makers = remote_makers
+        self._checkpointer = Checkpointer(directory, max_to_keep=config.checkpoints_kept)
+        self._watcher = CheckpointWatcher(directory)
+        self._incarnation = ""
+        if remote_makers:
+            # Makers read it at any time, so a bank that is put back must not be without it.
+            bank.table(PROGRESS)
+
+    def resume(self, *, like: Any) -> Resumed | None:
+        """Puts everything back to the newest checkpoint; None: there is none.
+
+        Tables of today that the bank's snapshot lacks stay, empty.
+
+        Args:
+          like: A state of the form of the one that was saved.
+        """
+        if self._checkpointer.latest_step() is None:
+            self._incarnation = self._bank.identity.incarnation
+            return None
+        restored = self._checkpointer.restore(like=like)
+        if restored.bank is None or restored.extra is None:
+            raise CheckpointNotFoundError(
+                f"checkpoint {restored.step} in {self._checkpointer.directory} names no bank "
+                "snapshot: it was not written by a session; give another workdir"
+            )
+        specs = self._bank.tables()
+        self._bank.restore(SnapshotIdentity(**restored.bank))
+        for spec in specs.values():
+            self._bank.table(spec)
+        self._incarnation = self._bank.identity.incarnation
+        _log.info("resumed from step %d", restored.step)
+        # The snapshot was taken before makers saw the checkpoint, so they have it before them.
+        self._let_makers_run(restored.step)
+        return Resumed(restored.step, restored.state, restored.extra["position"])
+
+    def save(self, step: int, state: Any, *, position: Any) -> None:
+        """Saves everything; all writes of the run must have been acknowledged.
+
+        Args:
+          step: The step that was made last.
+          state: The state after it.
+          position: Of the batches after it, as JSON.
+
+        Raises:
+          BankError: In lockstep: the bank lost changes since the last checkpoint.
+        """
+        self._bank.advance(step)
+        # Before the checkpoint that names it, so that none names a snapshot that is not there; and
+        # so that in lockstep makers, which wait for the checkpoint, write nothing before it.
+        snapshot = self._bank.snapshot(f"step-{step}")
+        self._check_incarnation(step)
+        self._checkpointer.save(step, state, bank=asdict(snapshot), extra={"position": position})
+        self._let_makers_run(step)
+
+    def _check_incarnation(self, step: int) -> None:
+        """Notices a bank that was restarted, and so went on from an earlier state."""
+        incarnation = self._bank.identity.incarnation
+        if incarnation == self._incarnation:
+            return
+        message = f"before step {step} the bank was put back to an earlier state"
+        if self._schedule.is_lockstep:
+            raise BankError(
+                f"{message}: start the trainer again, which resumes from checkpoint "
+                f"{self._checkpointer.latest_step()}"
+            )
+        _log.warning("%s; changes since then are lost", message)
+        self._incarnation = incarnation
+
+    def _let_makers_run(self, step: int) -> None:
+        if self._runners:
+            run_inline(self._runners, self._watcher, schedule=self._schedule, step=step)
+        elif self._schedule.is_lockstep and self._remote_makers:
+            incarnation = progress.incarnation_of(self._bank)
+            progress.tell(self._bank, f"{TRAINER}/0", done_step=step, incarnation=incarnation)
+            self._check_incarnation(step)
+            wait_until_done(self._bank, self._remote_makers, step=step, timeout_s=self._timeout_s)
+
+    def close(self) -> None:
+        """Lets go of threads and files."""
+        self._checkpointer.close()

@@ -1,0 +1,264 @@
+"""`Session`: a training loop's connection to bank, checkpoints and makers."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from carls_jax import hooks
+from carls_jax.bank import Bank
+from carls_jax.errors import InvalidInputError
+from carls_jax.makers import MakerRunner
+from carls_jax.metrics import MetricsWriter
+from carls_jax.training.checkpointing import RunCheckpointer
+from carls_jax.training.knowledge import Fetched, Known, fetch
+from carls_jax.training.look_ahead import Drawn, InlineExecutor, LookAhead, ResumableBatches
+from carls_jax.training.meter import Meter
+from carls_jax.training.plan import Batch, Lookup, Update, check_plan
+from carls_jax.training.session_config import SessionConfig
+from carls_jax.training.staleness import Staleness
+from carls_jax.training.writes import Writes
+
+
+class Session:
+    """Connects one training loop to the bank, its checkpoints and its makers.
+
+    Steps are numbered from 1; checkpoint 0 is the state before the first. A session has one loop,
+    and all methods are called from its thread. Made by `carls_jax.session`, or by the launcher.
+
+    Attributes:
+      bank: Where the knowledge is. It stays open.
+      workdir: Directory of the run; checkpoints go to `workdir/checkpoints`.
+      config: How training loop and makers work together.
+      metrics: Where metrics go; also for numbers of one's own, such as an evaluation's.
+
+    Args:
+      runners: Makers that run in this process, one after another, at each checkpoint.
+      remote_makers: Number of workers of each maker that runs in other processes; in lockstep the
+        session waits for them.
+    """
+
+    def __init__(
+        self,
+        bank: Bank,
+        workdir: Path,
+        config: SessionConfig,
+        *,
+        runners: Sequence[MakerRunner] = (),
+        remote_makers: Mapping[str, int] | None = None,
+        metrics: MetricsWriter,
+    ) -> None:
+        self.bank = bank
+        self.workdir = workdir
+        self.config = config
+        self.metrics = metrics
+        self._checkpointer = RunCheckpointer(
+            bank, workdir, config, runners=runners, remote_makers=remote_makers or {}
+        )
+        self._reader = self._executor("carls-look-ahead")
+        self._writer = self._executor("carls-writes")
+        self._writes = Writes(bank, self._writer, max_pending=config.max_pending_writes)
+        self._write_plan: Mapping[str, Update] = {}
+        self._meter = Meter()
+        self._begun_at: int | None = None
+        self._ahead: LookAhead | None = None
+        self._present: Drawn | None = None
+        self._position: Any = None  # of the batches, after the present step's
+        self._last_step: int | None = None
+
+    def _executor(self, name: str) -> Executor:
+        if self.config.schedule.is_lockstep:
+            return InlineExecutor()
+        return ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    @property
+    def begun_at(self) -> int:
+        """The step that this run started from; 0 for a new one."""
+        if self._begun_at is None:
+            raise InvalidInputError("call state = session.begin(state) before the training loop")
+        return self._begun_at
+
+    @property
+    def staleness(self) -> Staleness:
+        """How old all was that the steps of this session read."""
+        return self._meter.staleness
+
+    def begin(self, state: Any) -> Any:
+        """Resumes the run in the work directory, or starts it with `state`.
+
+        A new run saves `state` as checkpoint 0. A resumed one puts the bank back to the snapshot
+        that was taken with its newest checkpoint; tables of today that it lacks stay, empty.
+
+        Args:
+          state: A pytree with the entry "model", which is what makers get.
+
+        Returns:
+          The state to train from: the restored one, or `state` itself.
+
+        Raises:
+          InvalidInputError: `begin` was called before, or `state` is of another form than the one
+            that was saved.
+          SnapshotNotFoundError: The bank does not have the checkpoint's snapshot.
+        """
+        if self._begun_at is not None:
+            raise InvalidInputError("begin() was called before: a session has one training loop")
+        resumed = self._checkpointer.resume(like=state)
+        if resumed is None:
+            self._save(0, state)
+            self._begun_at = 0
+            return state
+        self._begun_at, self._position = resumed.step, resumed.position
+        return resumed.state
+
+    def look_ahead(
+        self,
+        batches: Iterable[Batch],
+        plan: Mapping[str, Lookup],
+        *,
+        num_steps: int | None = None,
+        depth: int = 2,
+        writes: Mapping[str, Update] | None = None,
+        sharding: jax.sharding.Sharding | None = None,
+    ) -> Iterator[tuple[int, Batch, dict[str, Known]]]:
+        """Returns an iterator of (step, batch, knowledge), which fetches ahead of the loop.
+
+        Args:
+          batches: Any iterable of dicts; a resumed run goes on where the checkpoint was taken. As
+            several are held at once, they must not share their arrays.
+          plan: The lookups of each batch.
+          num_steps: Last step of the run. None: until the batches end.
+          depth: How many steps are held ready, the present one included.
+          writes: What `write` does with the outputs of a step, by output name.
+          sharding: Where the knowledge is put. None: the default device.
+
+        Raises:
+          TableNotFoundError, FieldNotFoundError: The plan names what is not there.
+          InvalidInputError: `begin` was not called, or this was called before.
+        """
+        if self._ahead is not None:
+            raise InvalidInputError("look_ahead() was called before: a session has one loop")
+        first_step = self.begun_at + 1
+        write_plan = dict(writes or {})
+        check_plan(plan, write_plan, self.bank)
+
+        def fetch_and_place(batch: Batch, step: int) -> Fetched:
+            fetched = fetch(plan, write_plan, batch, self.bank, now=step)
+            # On CPU JAX takes these arrays over without a copy: they are of this lookup alone.
+            return replace(fetched, known=jax.device_put(fetched.known, sharding))
+
+        self._ahead = LookAhead(
+            ResumableBatches(batches, self._position),
+            fetch_and_place,
+            executor=self._reader,
+            depth=depth,
+            steps=itertools.count(first_step)
+            if num_steps is None
+            else range(first_step, num_steps + 1),
+        )
+        self._write_plan, self._last_step = write_plan, num_steps
+        return self._steps(self._ahead)
+
+    def _steps(self, ahead: LookAhead) -> Iterator[tuple[int, Batch, dict[str, Known]]]:
+        asked_at = time.monotonic()
+        for drawn in ahead:
+            self._meter.add(drawn.fetched, waited_s=time.monotonic() - asked_at)
+            self._present, self._position = drawn, drawn.position
+            yield drawn.step, drawn.batch, drawn.fetched.known
+            asked_at = time.monotonic()
+
+    def _at(self, step: int) -> Drawn:
+        """Returns what was drawn for the present step, which must be `step`."""
+        if self._present is None or self._present.step != step:
+            present = "none yet" if self._present is None else self._present.step
+            raise InvalidInputError(
+                f"step={step}: give the step that look_ahead yielded last, which is {present}"
+            )
+        return self._present
+
+    def write(self, step: int, outputs: Mapping[str, Any]) -> None:
+        """Sends outputs of the present step to the bank, as the `writes` of `look_ahead` say.
+
+        It returns at once and the transfer goes on in the background (in lockstep it returns when
+        the bank has acknowledged). An error of a background write is raised by a later call.
+
+        Args:
+          step: The present step.
+          outputs: Arrays by output name, `[*keys.shape, *field.shape]` each.
+
+        Raises:
+          InvalidInputError: `step` is another one, or an output is not among the writes; nothing
+            is sent.
+        """
+        self._writes.send(step, outputs, self._write_plan, self._at(step).fetched.targets)
+
+    def flush(self) -> None:
+        """Waits until the bank has acknowledged all writes; raises the first error of any."""
+        self._writes.flush()
+        jax.effects_barrier()  # what hooks write inside jit
+        hooks.check(self.bank)
+
+    def checkpoint(self, step: int, state: Any) -> bool:
+        """Saves state and bank together if a checkpoint is due after `step`; says whether it was.
+
+        One is due every `period_steps` and after step `num_steps`.
+
+        Raises:
+          InvalidInputError: `step` is not the present step.
+          BankError: In lockstep: the bank lost changes since the last checkpoint.
+        """
+        self._at(step)
+        if step % self.config.period_steps and step != self._last_step:
+            return False
+        self._save(step, state)
+        return True
+
+    def _save(self, step: int, state: Any) -> None:
+        jax.block_until_ready(state)  # then all hooks of this step have begun, and flush sees them
+        self.flush()
+        self._checkpointer.save(step, state, position=self._position)
+        if self._ahead:
+            self._ahead.refetch()
+
+    def log(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
+        """Writes metrics, beside the ages of what was read, if a line is due after `step`.
+
+        One is due every `log_every_steps` and after step `num_steps`. Only then are arrays among
+        the metrics fetched from the device.
+        """
+        if step % self.config.log_every_steps and step != self._last_step:
+            return
+        own = {**self._meter.take_line(), "pending_writes": self._writes.num_pending}
+        self.metrics.write(step, {**(metrics or {}), **own})
+
+    def close(self) -> None:
+        """Waits for what is under way and lets go of threads and files; the bank stays open."""
+        try:
+            self.flush()
+        finally:
+            self._reader.shutdown(cancel_futures=True)
+            self._writer.shutdown()
+            self._checkpointer.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.close()
+        except Exception as further:
+            if error is None:
+                raise
+            error.add_note(f"When the session was closed: {further!r}")

@@ -1,0 +1,127 @@
+"""How outputs reach the bank: in order, bounded, and never silently lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+from carls_jax.bank import Bank, Field, TableSpec
+from carls_jax.bank.optimizers import optimizer
+from carls_jax.errors import InvalidInputError, NonFiniteError
+from carls_jax.training import Push, Update
+from carls_jax.training.look_ahead import InlineExecutor
+from carls_jax.training.writes import Writes
+
+DEADLINE_S = 10.0
+NODES = TableSpec(
+    "nodes",
+    {"z": Field((2,), optimizer=optimizer("sgd", learning_rate=1.0)), "score": Field()},
+)
+PLAN = {
+    "score": Update(NODES, "score", keys="id"),
+    "sum": Push(NODES, "z", keys="id"),
+    "mean": Push(NODES, "z", keys="id", combine="mean"),
+}
+KEYS = np.array([[1, 2], [-1, 1]])
+TARGETS = dict.fromkeys(PLAN, KEYS)
+
+
+@pytest.fixture(params=["inline", "background"])
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    with InlineExecutor() if request.param == "inline" else ThreadPoolExecutor(1) as one:
+        yield one
+
+
+def test_updates_overwrite_and_pushes_are_applied(bank: Bank, executor: Executor) -> None:
+    table = bank.table(NODES)
+    writes = Writes(bank, executor, max_pending=2)
+    writes.send(5, {"score": np.array([[1.0, 2.0], [3.0, 4.0]])}, PLAN, TARGETS)
+    gradients = jnp.array([[[1.0, 0], [2.0, 0]], [[4.0, 0], [8.0, 0]]])
+    writes.send(6, {"sum": gradients}, PLAN, TARGETS)
+    writes.flush()
+    rows = table.lookup([1, 2], metadata=("step", "source"))
+
+    assert len(table) == 2
+    assert_array_equal(rows["score"], [4, 2])  # the last of a repeated key; padding is ignored
+    assert_array_equal(rows["z"][:, 0], [-9, -2])
+    assert_array_equal(rows.step["score"], [5, 5])
+    assert_array_equal(rows.step["z"], [6, 6])
+    assert rows.source["z"].tolist() == ["trainer", "trainer"]
+
+    writes.send(7, {"mean": gradients}, PLAN, TARGETS)
+    writes.flush()
+    assert_array_equal(table.lookup([1])["z"][0, 0], -9 - 4.5)
+
+
+def test_no_more_steps_than_allowed_are_under_way(local_bank: Bank) -> None:
+    local_bank.table(NODES)
+    may_run = threading.Event()
+    with ThreadPoolExecutor(1) as executor:
+        writes = Writes(local_bank, executor, max_pending=2)
+        executor.submit(may_run.wait, DEADLINE_S)
+        for step in (1, 2):
+            writes.send(step, {"score": KEYS.astype(float)}, PLAN, TARGETS)
+        assert writes.num_pending == 2
+        threading.Timer(0.05, may_run.set).start()
+        writes.send(3, {"score": KEYS.astype(float)}, PLAN, TARGETS)  # waits for step 1
+        assert may_run.is_set()
+        writes.flush()
+        assert writes.num_pending == 0
+
+
+def test_an_error_in_the_background_is_raised_by_a_later_call(local_bank: Bank) -> None:
+    table = local_bank.table(NODES)
+    bad, good = {"score": np.full((2, 2), np.nan)}, {"score": np.ones((2, 2))}
+    may_run = threading.Event()
+    with ThreadPoolExecutor(1) as executor:
+        writes = Writes(local_bank, executor, max_pending=1)
+        executor.submit(may_run.wait, DEADLINE_S)
+        writes.send(1, bad, PLAN, TARGETS)
+        may_run.set()
+        with pytest.raises(NonFiniteError):
+            writes.send(2, good, PLAN, TARGETS)
+        writes.flush()  # tells of each error once
+        assert_array_equal(table.lookup([1])["score"], [1.0])
+
+
+def test_a_flush_raises_the_error_of_a_write_under_way(local_bank: Bank) -> None:
+    local_bank.table(NODES)
+    may_run = threading.Event()
+    with ThreadPoolExecutor(1) as executor:
+        writes = Writes(local_bank, executor, max_pending=1)
+        executor.submit(may_run.wait, DEADLINE_S)
+        writes.send(1, {"score": np.full((2, 2), np.nan)}, PLAN, TARGETS)
+        may_run.set()
+        with pytest.raises(NonFiniteError):
+            writes.flush()
+        writes.flush()
+
+
+def test_inline_an_error_is_raised_at_once(local_bank: Bank) -> None:
+    local_bank.table(NODES)
+    writes = Writes(local_bank, InlineExecutor(), max_pending=4)
+    with pytest.raises(NonFiniteError):
+        writes.send(1, {"score": np.full((2, 2), np.inf)}, PLAN, TARGETS)
+
+
+def test_unknown_outputs_are_refused_and_nothing_is_sent(local_bank: Bank) -> None:
+    table = local_bank.table(NODES)
+    writes = Writes(local_bank, InlineExecutor(), max_pending=1)
+    message = "outputs no, yes are not among the writes of look_ahead: score, sum, mean"
+    with pytest.raises(InvalidInputError, match=message):
+        writes.send(1, {"yes": 1, "score": np.ones((2, 2)), "no": 2}, PLAN, TARGETS)
+    assert len(table) == 0
+
+
+def test_an_output_of_wrong_size_names_its_shape(local_bank: Bank) -> None:
+    local_bank.table(NODES)
+    writes = Writes(local_bank, InlineExecutor(), max_pending=1)
+    message = r"output 'sum' has shape \[4, 3\], expected \[2, 2, 2\]"
+    with pytest.raises(InvalidInputError, match=message):
+        writes.send(1, {"sum": np.ones((4, 3))}, PLAN, TARGETS)
