@@ -6,6 +6,7 @@ This module imports neither JAX nor TensorFlow, so that every role can afford it
 from __future__ import annotations
 
 import json
+import logging
 import math
 import numbers
 import os
@@ -25,6 +26,7 @@ from carls_jax.errors import InvalidInputError
 
 Direction = Literal["lookup", "update", "push", "load", "scan", "checkpoint"]
 
+_log = logging.getLogger(__name__)
 _DIRECTIONS = get_args(Direction)
 _RESERVED = frozenset({"time", "role", "step"})
 _PACKAGES = (
@@ -46,7 +48,7 @@ class MetricsWriter:
     `<directory>/<role>.jsonl` gets one JSON object per call, with `time` (seconds since the
     epoch), `role`, `step` and the numbers. It is flushed at each line, so that other processes can
     follow it, and continued where it exists. `<directory>/tensorboard/<role>/` gets the same as
-    TensorBoard events. Any thread may write.
+    TensorBoard events. The logger of this module gets it too, at level DEBUG. Any thread may write.
 
     Raises:
       InvalidInputError: `role` cannot be the name of a file.
@@ -111,6 +113,9 @@ class MetricsWriter:
             self._file.flush()
             for name, value in named.items():
                 self._events.add_scalar(name, value, int(step), walltime=now)
+        if _log.isEnabledFor(logging.DEBUG):
+            words = "  ".join(f"{name} {value:.4g}" for name, value in named.items())
+            _log.debug("%s  step %d  %s", self._role, step, words)
 
 
 def read(path: str | os.PathLike[str], position: int = 0) -> tuple[list[dict[str, Any]], int]:
@@ -210,14 +215,25 @@ def write_run_record(workdir: str | os.PathLike[str], config: Mapping[str, Any])
             "has_changes": None if changes is None else bool(changes),
         },
         "versions": {"python": platform.python_version()}
-        | {package: _version(package) for package in _PACKAGES},
+        | {package: installed_version(package) for package in _PACKAGES},
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
     }
     path = Path(workdir) / "run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    # Written aside and renamed: a killed writer leaves the old record or the new one.
+    draft = path.with_suffix(".draft")
+    draft.write_text(json.dumps(record, indent=2, default=str) + "\n", encoding="utf-8")
+    draft.replace(path)
     return path
+
+
+def installed_version(package: str) -> str | None:
+    """Returns the version of an installed package; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _number(name: str, value: Any) -> int | float:
@@ -248,13 +264,6 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     except ValueError:  # UnicodeDecodeError and JSONDecodeError: its writer was killed
         return None
     return parsed if isinstance(parsed, dict) else None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _git(*arguments: str) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from carls_jax.bank import Bank, Field, Table, TableSpec
-from carls_jax.errors import BankTimeoutError
+from carls_jax.errors import BankError, BankTimeoutError
 from carls_jax.keys import string_keys
 
 PROGRESS = TableSpec(
@@ -111,9 +111,17 @@ def wait_until_done(bank: Bank, makers: Mapping[str, int], *, step: int, timeout
 
     Raises:
       BankTimeoutError: After `timeout_s` seconds some have not; the message names them.
+      BankError: The bank was put back to an earlier state meanwhile.
     """
     deadline = time.monotonic() + timeout_s
+    _table(bank)
+    began = incarnation_of(bank)
     while late := wait(bank, makers, step=step, timeout_s=min(WAIT_S, deadline - time.monotonic())):
+        if incarnation_of(bank) != began:
+            raise BankError(
+                f"while makers dealt with checkpoint {step} the bank was put back to an earlier "
+                "state: start the trainer again, which resumes from its last checkpoint"
+            )
         if time.monotonic() >= deadline:
             raise BankTimeoutError(
                 f"after {timeout_s:g} s these makers have not dealt with checkpoint {step}: "

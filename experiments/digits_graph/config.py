@@ -21,10 +21,8 @@ from model import Classifier, augment, loss_parts
 from sklearn.semi_supervised import LabelSpreading
 
 import carls_jax as carls
-from carls_jax.checkpoints import into
 from carls_jax.configs import to_dataclass
-from carls_jax.data import digits
-from carls_jax.data.batches import Batches
+from carls_jax.data import Batches, digits
 
 NUM_NEIGHBORS = 5
 
@@ -83,12 +81,13 @@ def get_config() -> ConfigDict:
     return ConfigDict({"run": {"session": session}, "digits": vars(DigitsConfig())})
 
 
-def predict(variables: Any, x: jax.Array) -> dict[str, jax.Array]:
-    """Returns probabilities `[B, 10]` and embeddings `[B, 64]`; makers call it as `ctx.predict`."""
-    model = nnx.eval_shape(lambda: Classifier(nnx.Rngs(0)))
-    structure, abstract = nnx.split(model)
-    logits, embedding = nnx.merge(structure, into(abstract, variables))(x)
+def outputs(model: Classifier, x: jax.Array) -> dict[str, jax.Array]:
+    """Returns probabilities `[B, 10]` and embeddings `[B, 64]` of images `[B, 64]`."""
+    logits, embedding = model(x)
     return {"probabilities": jax.nn.softmax(logits), "embedding": embedding}
+
+
+predict = carls.predictor(Classifier(nnx.Rngs(0)), outputs)  # makers call it as ctx.predict
 
 
 def make_makers(config: DigitsConfig) -> tuple[carls.Maker, carls.Maker]:

@@ -28,20 +28,21 @@ from rich.table import Table
 
 from carls_jax import metrics
 from carls_jax.errors import CarlsError
-from carls_jax.launch import LaunchEvent, open_screen, read_processes, run_program
+from carls_jax.launch import LaunchEvent, read_processes
 from carls_jax.launch.experiment import Loaded, load
-from carls_jax.launch.inspecting import bank_of, explain
-from carls_jax.launch.roles import config_record, run_inline
-from carls_jax.launch.wiring import program_of
+from carls_jax.launch.explaining import explain
+from carls_jax.launch.inspecting import bank_of
+from carls_jax.launch.running import run_experiment
 
 CONFIG = Path(__file__).with_name("config.py")
 KILLED_MAKER = "pseudo_labels"
 
 # What is compared: name, title, and how its config differs.
+INLINE = "run.mode=inline"
 VARIANTS = {
-    "baseline": ("labels alone", ["digits.knowledge=none"]),
-    "label_spreading": ("LabelSpreading, then train", ["digits.knowledge=label_spreading"]),
-    "once": ("knowledge computed once", ["run.session.schedule.delay=once"]),
+    "baseline": ("labels alone", [INLINE, "digits.knowledge=none"]),
+    "label_spreading": ("LabelSpreading, then train", [INLINE, "digits.knowledge=label_spreading"]),
+    "once": ("knowledge computed once", [INLINE, "run.session.schedule.delay=once"]),
     "carls": ("knowledge found while training", []),
 }
 
@@ -66,9 +67,8 @@ def main() -> int:
             console.rule(f"seed {seed}: {title}", align="left")
             loaded = load(CONFIG, [f"run.seed={seed}", *steps, *changes])
             workdir = options.workdir / f"{name}-{seed}"
-            metrics.write_run_record(workdir, config_record(loaded))
-            is_killed = seed == options.seeds // 2
-            results[name].append(_run(name, loaded, workdir, kill_a_maker=is_killed))
+            is_killed = name == "carls" and seed == options.seeds // 2
+            results[name].append(_run(loaded, workdir, kill_a_maker=is_killed))
             console.print(f"test accuracy {results[name][-1]['test_accuracy']:.3f}")
     result = summarize(results, duration_s=time.monotonic() - began)
     (options.workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -80,21 +80,14 @@ def main() -> int:
     return 0
 
 
-def _run(name: str, loaded: Loaded, workdir: Path, *, kill_a_maker: bool) -> dict[str, Any]:
-    if name != "carls":
-        return run_inline(loaded, workdir)
+def _run(loaded: Loaded, workdir: Path, *, kill_a_maker: bool) -> dict[str, Any]:
     stop = threading.Event()
     killer = threading.Thread(target=_kill_half_way, args=(loaded, workdir, stop))
     if kill_a_maker:
         killer.start()
     processes: set[str] = set()
     try:
-        outcome = run_program(
-            program_of(loaded, workdir.resolve()),
-            workdir=workdir,
-            screen=open_screen(workdir),
-            on_event=_collect(processes),
-        )
+        outcome = run_experiment(loaded, workdir, on_event=_collect(processes))
     finally:
         stop.set()
     if outcome.exit_code:
@@ -179,7 +172,7 @@ def show(result: dict[str, Any]) -> None:
 def show_history(workdir: Path) -> None:
     """Prints where the pseudo-label of one unlabelled image came from."""
     console.rule("where a pseudo-label came from: carls-jax explain nodes 42", align="left")
-    with bank_of(workdir, None) as bank:
+    with bank_of(workdir) as bank:
         console.print(explain(bank, "nodes", "42"), highlight=False, markup=False)
 
 

@@ -29,12 +29,6 @@ class Model(nnx.Module):
         return self.out(nnx.relu(self.hidden(x)))
 
 
-def predict(variables, x):  # called by makers as ctx.predict, jitted
-    graph, state = nnx.split(Model(nnx.Rngs(0)))
-    nnx.replace_by_pure_dict(state, variables)
-    return jax.nn.softmax(nnx.merge(graph, state)(x))
-
-
 def neighbors(data):
     return NearestNeighbors(n_neighbors=6).fit(data["x"]).kneighbors(return_distance=False)
 
@@ -53,7 +47,7 @@ def make_experiment(config):
         "id": np.arange(1297),
         "label": np.where(np.arange(1297) < 50, labels[:1297], -1),
     }
-    graph, params = nnx.split(Model(nnx.Rngs(0)))
+    graph, params = nnx.split(Model(nnx.Rngs(config.run.seed)))
     optimizer = optax.adam(config.learning_rate)
 
     def loss(params, batch, belief):
@@ -69,7 +63,7 @@ def make_experiment(config):
         return {"model": optax.apply_updates(state["model"], updates), "optimizer": moments}, value
 
     def batches():
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(config.run.seed)
         while True:
             chosen = np.append(
                 rng.integers(0, 50, 16), rng.integers(0, 1297, config.batch_size - 16)
@@ -86,4 +80,5 @@ def make_experiment(config):
         correct = nnx.merge(graph, state["model"])(x[1297:]).argmax(-1) == labels[1297:]
         return {"test_accuracy": float(correct.mean())}
 
+    predict = carls.predictor(Model(nnx.Rngs(0)), lambda model, x: jax.nn.softmax(model(x)))
     return carls.Experiment(train, tables=(DIGITS,), makers=(smooth,), predict=predict, data=data)

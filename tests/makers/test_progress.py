@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from carls_jax.bank import BankServer, LocalBank, connect
-from carls_jax.errors import BankTimeoutError
+from carls_jax.errors import BankError, BankTimeoutError
 from carls_jax.makers import PROGRESS, progress, wait_until_done
 
 
@@ -77,6 +77,16 @@ def test_a_wait_that_is_too_long_names_who_is_late(bank: LocalBank) -> None:
         BankTimeoutError, match=r"0\.1 s .*checkpoint 50: smooth/0, label/0; are th"
     ):
         wait_until_done(bank, {"smooth": 1, "label": 1}, step=50, timeout_s=0.1)
+
+
+def test_a_wait_ends_when_the_bank_is_put_back(bank: LocalBank) -> None:
+    tell(bank, "smooth/0", 30)
+    bank.snapshot("before")
+    put_back = threading.Timer(0.1, bank.restore, ("before",))
+    put_back.start()
+    with pytest.raises(BankError, match="dealt with checkpoint 40 the bank was put back"):
+        wait_until_done(bank, {"smooth": 1}, step=40, timeout_s=30)
+    put_back.join()
 
 
 def test_a_wait_can_be_ended(bank: LocalBank) -> None:
