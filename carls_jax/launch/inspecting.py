@@ -11,6 +11,7 @@ from typing import Any
 
 from carls_jax import metrics
 from carls_jax.bank import Bank, connect, open_snapshot
+from carls_jax.bank.root import kept_identity
 from carls_jax.errors import BankUnavailableError, ConfigError, SnapshotNotFoundError
 from carls_jax.launch.addresses import resolve
 from carls_jax.launch.status import ReplicaStatus, is_launched, read_processes
@@ -54,7 +55,7 @@ def _stopped_bank(workdir: Path) -> Bank:
     roots.sort(key=lambda path: _shard_index(path.name))
     if (workdir / "bank").is_dir():
         roots = [workdir / "bank"]
-    if not roots:
+    if not all(kept_identity(root) for root in roots) or not roots:
         raise SnapshotNotFoundError(f"workdir={workdir}: no bank is or was served there")
     return open_snapshot(*roots)
 
