@@ -126,7 +126,13 @@ def test_a_launched_run_can_be_looked_at_and_ctrl_c_leaves_no_process(tmp_path, 
         except NotFoundError:
             return ""
 
+    def num_snapshots_taken() -> int:
+        with bank_of(tmp_path) as bank:
+            return int(bank.snapshots()[-1].label.removeprefix("step-")) // 10
+
     wait_until(lambda: "by whole/0" in explained() and "by each/0" in explained())
+    before = num_snapshots_taken()
+    wait_until(lambda: num_snapshots_taken() > before + 1)  # one that began after that
     assert describe_run(tmp_path).splitlines()[0] == f"{tmp_path}: running"
     assert "trainer-0  running, pid" in describe_run(tmp_path)
     pids = [replica.pid for replica in read_processes(tmp_path)]
