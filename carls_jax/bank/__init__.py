@@ -11,6 +11,7 @@ from carls_jax.bank.interface import (
     TableStats,
 )
 from carls_jax.bank.local import LocalBank
+from carls_jax.bank.opening import open_snapshot
 from carls_jax.bank.remote import RemoteBank
 from carls_jax.bank.rows import Rows, Written
 from carls_jax.bank.server import BankServer
@@ -36,4 +37,5 @@ __all__ = [
     "TableStats",
     "Written",
     "connect",
+    "open_snapshot",
 ]

@@ -10,6 +10,7 @@ from carls_jax.errors import InvalidInputError
 
 # The kernel keeps a socket's path in 108 bytes, the last of which is zero.
 MAX_PATH_BYTES = 107
+SAME_HOST_SUFFIX = ".same-host"
 FORMS = "unix:/path/to/socket and host:port"
 
 _HOST_PORT = re.compile(r"(?P<host>[A-Za-z0-9_.\-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>[0-9]{1,5})")
@@ -28,6 +29,15 @@ class Address:
     path: str = ""
     host: str = ""
     port: int = 0
+
+    @property
+    def same_host_path(self) -> str:
+        """Path of the socket through which memory is shared; "" if there is none.
+
+        There is none beside a TCP port, nor where the path would be too long.
+        """
+        path = f"{self.path}{SAME_HOST_SUFFIX}"
+        return path if self.path and len(os.fsencode(path)) <= MAX_PATH_BYTES else ""
 
     def __str__(self) -> str:
         """Writes the address as users and gRPC do."""

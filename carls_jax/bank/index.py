@@ -103,6 +103,14 @@ class KeyIndex:
         """Finds the slots of keys: int32 [n], −1 where a key is absent. Keys may repeat."""
         return self._cells.take(self._locate(keys), mode="clip")
 
+    def make_room(self, keys: npt.NDArray[np.int64]) -> None:
+        """Makes room for keys that are absent, int64 [n], each once: `insert` then cannot fail.
+
+        Raises:
+          BankFullError: As `insert`.
+        """
+        self._make_room(splitmix64(keys.view(np.uint64)))
+
     def insert(self, keys: npt.NDArray[np.int64], slots: npt.NDArray[np.int32]) -> None:
         """Adds keys that are absent, each once, with slots that no other key has.
 

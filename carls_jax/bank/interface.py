@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from carls_jax.bank import changes
 from carls_jax.bank import knowledge_bank_pb2 as pb
@@ -81,7 +81,16 @@ class Applied:
 
 @dataclass(frozen=True)
 class TableStats:
-    """Counts of one table; `counters` and `rows_written` (by source) since the server started."""
+    """Counts of one table.
+
+    Attributes:
+      spec: What the table is.
+      num_rows: Rows that are there.
+      num_bytes: Bytes that its columns and key index take at most.
+      counters: Calls and rows by kind, since the server has the table: since it started, or since
+        it made or restored the table.
+      rows_written: Rows updated and pushed by each source, since the same moment.
+    """
 
     spec: TableSpec
     num_rows: int
@@ -92,7 +101,13 @@ class TableStats:
 
 @dataclass(frozen=True)
 class BankStats:
-    """Counts of a bank: its tables, the highest step of each clock, changes applied so far."""
+    """Counts of a bank.
+
+    Attributes:
+      tables: Counts of each table by name.
+      clocks: The highest step told on each clock.
+      sequence: Changes applied so far.
+    """
 
     tables: Mapping[str, TableStats]
     clocks: Mapping[str, int]
@@ -124,6 +139,7 @@ class Bank(abc.ABC):
         Raises:
           TableNotFoundError: A name was given and no table has it.
           SpecMismatchError: The spec disagrees with the table that exists.
+          BankOverloadedError: The bank holds as many tables as it can.
         """
         from carls_jax.bank.table import Table
 
@@ -164,7 +180,14 @@ class Bank(abc.ABC):
 
     @abc.abstractmethod
     def apply(self, change: Change) -> Applied:
-        """Applies one change, whole or not at all. The one way by which a bank is altered."""
+        """Applies one change, whole or not at all. The one way by which a bank is altered.
+
+        The arrays may be altered as soon as this returns, and not before.
+
+        Raises:
+          InvalidInputError, NotFoundError: The change cannot be applied.
+          BankFullError, BankOverloadedError: There is no room for what it would add.
+        """
 
     @abc.abstractmethod
     def lookup(self, request: pb.Lookup, keys: Keys) -> Rows:
@@ -210,7 +233,10 @@ class Bank(abc.ABC):
     def close(self) -> None:
         """Lets go of what this object holds; later calls raise BankClosedError."""
 
-    def __enter__(self) -> Bank:
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} source={self.source!r}>"
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -35,7 +35,7 @@ def listen(server: grpc.Server, address: Address) -> Address:
 
 def _listen_at_path(server: grpc.Server, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_stale_socket(path)
+    remove_stale_socket(path)
     # The mask is the process's, so files that other threads make in this instant get it too.
     with _umask_lock:
         mask = os.umask(0o177)
@@ -47,7 +47,7 @@ def _listen_at_path(server: grpc.Server, path: Path) -> None:
             os.umask(mask)
 
 
-def _remove_stale_socket(path: Path) -> None:
+def remove_stale_socket(path: Path) -> None:
     """Removes what a dead server left; raises AddressInUseError for all else that is there."""
     if not path.exists():
         return

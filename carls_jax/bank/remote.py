@@ -9,9 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, TypeVar
-
-from numpy.typing import NDArray
+from typing import TypeVar
 
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank import messages
@@ -26,7 +24,8 @@ from carls_jax.bank.interface import (
     SnapshotIdentity,
 )
 from carls_jax.bank.rows import Rows, Written
-from carls_jax.bank.transport import GrpcTransport, Transport
+from carls_jax.bank.same_host_client import open_transport
+from carls_jax.bank.transport import Answer
 from carls_jax.bank.wire import Arrays, num_bytes
 from carls_jax.errors import (
     BankClosedError,
@@ -44,7 +43,6 @@ LONGEST_PAUSE_S = 2.0
 
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
-_Reply = tuple[pb.Reply, dict[str, NDArray[Any]]]
 
 
 class RemoteBank(Bank):
@@ -81,7 +79,7 @@ class RemoteBank(Bank):
         self._timeout_s = timeout_s
         self._bank_id = bank_id or ""
         self._num_shards = num_shards
-        self._transport: Transport = GrpcTransport(self._address)
+        self._transport = open_transport(self._address)
         self._identity: BankIdentity | None = None
         self._reply_bytes_per_row: dict[tuple[str, ...], float] = {}
         self._closed = threading.Event()
@@ -146,8 +144,8 @@ class RemoteBank(Bank):
         self._transport.close()
 
     def _rows(
-        self, ask: Callable[..., _Reply], request: pb.Request, keys: Keys, kind: tuple[str, ...]
-    ) -> _Reply:
+        self, ask: Callable[..., Answer], request: pb.Request, keys: Keys, kind: tuple[str, ...]
+    ) -> Answer:
         """Asks for rows, telling the transport how large the last such reply was for each key."""
         per_row = self._reply_bytes_per_row.get(kind)
         expected_bytes = None if per_row is None else int(per_row * keys.size)
@@ -162,7 +160,7 @@ class RemoteBank(Bank):
         *,
         timeout_s: float | None = None,
         expected_bytes: int | None = 0,
-    ) -> _Reply:
+    ) -> Answer:
         """Sends a request that must not be sent twice."""
         self._meet()
         timeout_s = timeout_s or self._timeout_s
@@ -170,11 +168,11 @@ class RemoteBank(Bank):
 
     def _read(
         self, request: pb.Request, arrays: Arrays, *, expected_bytes: int | None = None
-    ) -> _Reply:
+    ) -> Answer:
         """Sends a request that may be sent again."""
         self._meet()
 
-        def send(timeout_s: float) -> _Reply:
+        def send(timeout_s: float) -> Answer:
             return self._send(request, arrays, timeout_s=timeout_s, expected_bytes=expected_bytes)
 
         return self._persist(send, timeout_s=self._timeout_s)
@@ -203,7 +201,7 @@ class RemoteBank(Bank):
 
     def _send(
         self, request: pb.Request, arrays: Arrays, *, timeout_s: float, expected_bytes: int | None
-    ) -> _Reply:
+    ) -> Answer:
         request.protocol_version = PROTOCOL_VERSION
         request.bank_id = self._bank_id
         reply, answered = self._transport.call(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from carls_jax.bank import showing
 from carls_jax.bank.changes import Keys
 from carls_jax.errors import FieldNotFoundError, InvalidInputError
 
@@ -39,8 +40,13 @@ class Metadata(Mapping[str, NDArray[Any]]):
     def __len__(self) -> int:
         return len(self._arrays or ())
 
+    def __repr__(self) -> str:
+        if self._arrays is None:
+            return f"<{self._kind}: not looked up>"
+        return f"<{self._kind} of {', '.join(self._arrays)}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Rows:
     """Holds looked-up rows: `rows["embedding"]` is that field's values.
 
@@ -72,6 +78,12 @@ class Rows:
                 f"the lookup did not ask for field {name!r}, only {', '.join(self.values)}"
             ) from None
 
+    def __repr__(self) -> str:
+        return showing.rows_text(self)
+
+    def _repr_html_(self) -> str:
+        return showing.rows_html(self)
+
     @property
     def version(self) -> Metadata:
         """By field, int64 `[n]`: how often the field of this row was changed."""
@@ -89,7 +101,10 @@ class Rows:
 
     @property
     def source(self) -> Metadata:
-        """By field, str `[n]`: the job that wrote the field; "": none."""
+        """By field, str `[n]`: the job that wrote the field; "": none.
+
+        In a per-source table it is the row's author, whether or not it wrote the field.
+        """
         return Metadata("source", self.metadata.get("source"))
 
     @property

@@ -1,10 +1,9 @@
-"""`BankServer`: offers a bank to other processes by gRPC."""
+"""`BankServer`: offers a bank to other processes, by gRPC and, on one machine, shared memory."""
 
 from __future__ import annotations
 
 import itertools
 import logging
-import threading
 from collections.abc import Iterator
 from concurrent import futures
 from contextlib import contextmanager
@@ -20,7 +19,9 @@ from carls_jax.bank.address import parse_address
 from carls_jax.bank.frames import SERVICE_NAME, Frame, decode_request, encode
 from carls_jax.bank.interface import Bank
 from carls_jax.bank.listening import listen
-from carls_jax.errors import BankInternalError, BankOverloadedError, CarlsError
+from carls_jax.bank.same_host_server import DEFAULT_CONNECTIONS, offer
+from carls_jax.bank.staging import Staging
+from carls_jax.errors import CarlsError
 
 # Threads wait for table locks and for clients' frames, so there are more of them than cores.
 DEFAULT_WORKERS = 16
@@ -45,6 +46,8 @@ class BankServer:
       max_workers: Requests that are worked on at once; more wait.
       max_staged_bytes: Bytes of arrays that all requests together may hold in memory while they
         arrive. A request beyond is refused with BankOverloadedError.
+      max_same_host_connections: Calls of clients on this machine that may use shared memory at
+        once, at a unix address; further ones use gRPC, as all do with 0. Each takes 2 MiB.
 
     Raises:
       InvalidInputError: The address is malformed, or no address of this machine.
@@ -58,6 +61,7 @@ class BankServer:
         *,
         max_workers: int = DEFAULT_WORKERS,
         max_staged_bytes: int = DEFAULT_STAGED_BYTES,
+        max_same_host_connections: int = DEFAULT_CONNECTIONS,
     ) -> None:
         self._server = grpc.server(
             futures.ThreadPoolExecutor(max_workers, thread_name_prefix="bank-server"),
@@ -67,11 +71,14 @@ class BankServer:
                 ("grpc.max_send_message_length", -1),
             ],
         )
-        servicer = _Servicer(bank, _Staging(max_staged_bytes))
-        self._server.add_generic_rpc_handlers((servicer.handler(),))
+        staging = Staging(bank, max_bytes=max_staged_bytes)
+        self._server.add_generic_rpc_handlers((_Servicer(staging).handler(),))
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._address = listen(self._server, parse_address(address))
+        self._same_host = offer(
+            staging, self._address.same_host_path, max_connections=max_same_host_connections
+        )
         self._server.start()
         for name in ("", SERVICE_NAME):
             self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -85,7 +92,12 @@ class BankServer:
     def stop(self, grace_s: float = 5.0) -> None:
         """Takes no more requests, lets those under way end for so long, and frees the address."""
         self._health.enter_graceful_shutdown()
-        self._server.stop(grace_s).wait()
+        if self._same_host:
+            self._same_host.turn_away()  # frees its path before another server may take the address
+        ended = self._server.stop(grace_s)
+        if self._same_host:
+            self._same_host.wait(grace_s)
+        ended.wait()
 
     def __enter__(self) -> BankServer:
         return self
@@ -99,36 +111,10 @@ class BankServer:
         self.stop()
 
 
-class _Staging:
-    """Bounds the bytes that all requests together hold while they arrive. For several threads."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self._free = max_bytes
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def hold(self, num_bytes: int) -> Iterator[None]:
-        """Holds room for so many bytes until the block ends."""
-        with self._lock:
-            if num_bytes > self._free:
-                raise BankOverloadedError(
-                    f"a request of {num_bytes} bytes: the server has room for {self._free} of "
-                    f"{self.max_bytes} now; try again, or send fewer rows per call"
-                )
-            self._free -= num_bytes
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._free += num_bytes
-
-
 class _Servicer:
     """Carries requests from gRPC to the bank. Called by several threads at once."""
 
-    def __init__(self, bank: Bank, staging: _Staging) -> None:
-        self._bank = bank
+    def __init__(self, staging: Staging) -> None:
         self._staging = staging
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -154,17 +140,9 @@ class _Servicer:
                 reply = pb.Reply()
 
     def _answer(self, frames: Iterator[Frame[pb.Request]]) -> service.Answer:
-        """Stages a request whole, then has it answered."""
         first = next(frames, Frame(pb.Request()))
-        request = first.message
-        staged = wire.Assembly(request.arrays, max_bytes=self._staging.max_bytes)
-        with self._staging.hold(staged.num_bytes):
-            staged.add(first.pieces)
-            for frame in frames:
-                staged.add(frame.pieces)
-            reply, arrays = service.answer(self._bank, request, staged.arrays())
-        reply.arrays.extend(wire.describe(arrays))
-        return reply, arrays
+        later = itertools.chain.from_iterable(frame.pieces for frame in frames)
+        return self._staging.answer(first.message, itertools.chain(first.pieces, later))
 
 
 @contextmanager
@@ -173,12 +151,9 @@ def _errors_to(context: grpc.ServicerContext) -> Iterator[None]:
     try:
         yield
         return
-    except CarlsError as error:
-        failure = error
     except Exception as error:
-        if not context.is_active():
+        if not isinstance(error, CarlsError) and not context.is_active():
             raise  # the client has gone, and nobody is there to be told
-        _logger.exception("a defect of the server ended a request")
-        failure = BankInternalError(f"the server failed: {type(error).__name__}: {error}")
-    context.set_trailing_metadata(status.trailers_of(failure))
-    context.abort(status.code_of(failure), status.message_of(failure))
+        sent = status.as_sent(error)
+    context.set_trailing_metadata(status.trailers_of(sent))
+    context.abort(status.code_of(sent), status.message_of(sent))

@@ -1,4 +1,4 @@
-"""What a server answers, whatever carries the request: gRPC, or another transport later."""
+"""What a server answers, whatever carries the request: gRPC or shared memory."""
 
 from __future__ import annotations
 

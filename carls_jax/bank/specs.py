@@ -34,7 +34,8 @@ MAX_NAME_LETTERS = 256
 # 2**28 rows of 512 bytes reserve 128 GiB of addresses and no memory.
 DEFAULT_MAX_ROWS = 1 << 28
 
-_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+_PART = r"[A-Za-z0-9_.\-]{1,64}"
+_NAME = re.compile(rf"(?!.{{{MAX_NAME_LETTERS + 1}}}){_PART}(/{_PART})*")
 
 
 def check_name(name: object, *, argument: str) -> str:
@@ -44,11 +45,7 @@ def check_name(name: object, *, argument: str) -> str:
       InvalidInputError: The name is not 1 to 64 letters, digits, dots, dashes or underscores, nor
         several of these joined by slashes, 256 letters in all.
     """
-    if (
-        not isinstance(name, str)
-        or len(name) > MAX_NAME_LETTERS
-        or not all(_NAME.fullmatch(part) for part in name.split("/"))
-    ):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidInputError(
             f"{argument}={name!r:.80}: a name is 1 to 64 of the characters A-Z a-z 0-9 _ . -, "
             f"or several of these joined by slashes, at most {MAX_NAME_LETTERS} letters in all"
@@ -91,10 +88,7 @@ class Field:
             )
         self.init.check_dtype(self.dtype)
         self._check_optimizer()
-        if not isinstance(self.history, int) or not 0 <= self.history <= MAX_HISTORY:
-            raise InvalidInputError(
-                f"Field(history={self.history!r}): allowed is 0 to {MAX_HISTORY}"
-            )
+        _check_integer(self.history, "Field(history)", lowest=0, highest=MAX_HISTORY)
         if self.group is not None:
             check_name(self.group, argument="Field(group)")
 
@@ -130,14 +124,8 @@ class Field:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Field:
         """Makes the field that `to_dict` described."""
-        return cls(
-            shape=tuple(data["shape"]),
-            dtype=data["dtype"],
-            init=Initializer.from_dict(data["init"]),
-            optimizer=OptimizerSpec.from_dict(data["optimizer"]) if data["optimizer"] else None,
-            group=data["group"],
-            history=data["history"],
-        )
+        optimizer = data["optimizer"] and OptimizerSpec.from_dict(data["optimizer"])
+        return cls(**{**data, "init": Initializer.from_dict(data["init"]), "optimizer": optimizer})
 
 
 @dataclass(frozen=True)
@@ -256,10 +244,10 @@ def _checked_dtype(dtype: object) -> str:
     try:
         name = dtype if isinstance(dtype, str) else np.dtype(dtype).name  # type: ignore[call-overload]
     except TypeError:
-        name = None
+        name = ""
     if name not in DTYPES:
         raise DtypeError(f"Field(dtype={dtype!r}): allowed are {', '.join(DTYPES)}")
-    return str(name)
+    return name
 
 
 def _checked_shape(shape: object) -> tuple[int, ...]:
@@ -283,12 +271,7 @@ def _check_integer(value: object, argument: str, *, lowest: int, highest: int) -
 
 def _identity(spec: TableSpec) -> dict[str, object]:
     """Flattens what two specs of one table must agree on."""
-    identity: dict[str, object] = {
-        "keys": spec.keys,
-        "per_source": spec.per_source,
-        "seed": spec.seed,
-        "max_rows": spec.max_rows,
-    }
+    identity = {name: getattr(spec, name) for name in ("keys", "per_source", "seed", "max_rows")}
     for name, one in spec.fields.items():
         described = one.to_dict()
         described["optimizer"] = one.optimizer.name if one.optimizer else None

@@ -1,23 +1,26 @@
-"""Errors across gRPC: which status code carries each exception class, and back.
+"""Errors between processes: how each exception class travels, and what it becomes at the client.
 
-The class name travels beside the code, so a client raises the class that the server raised, with
-the same message. Codes without a name come from gRPC itself, or from a stranger at the address.
+The class name travels with the message, so a client raises what the server raised. Over gRPC a
+status code goes with them; codes without a name come from gRPC itself, or from a stranger.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import grpc
 from grpc import StatusCode
 
 from carls_jax import errors
-from carls_jax.errors import CarlsError
+from carls_jax.errors import BankInternalError, CarlsError
 
 CLASS_TRAILER = "carls-error"
 # gRPC sends a message as a trailer, where a letter takes up to twelve bytes.
 MAX_MESSAGE_LETTERS = 2000
 MAX_TRAILERS_BYTES = 1 << 16
+
+_logger = logging.getLogger(__name__)
 
 # The first class of a code is what the bare code becomes. A class that is not named here travels
 # with the code of its nearest base; one that is named twice, with its first code.
@@ -54,6 +57,29 @@ _CODE_OF_ERROR: dict[type[CarlsError], StatusCode] = {
 _ERROR_OF_NAME = {
     cls.__name__: cls for cls in _with_subclasses(CarlsError) if cls.__module__ == errors.__name__
 }
+
+
+def as_sent(error: Exception) -> CarlsError:
+    """Returns what tells a client of an error; one that is not ours is a defect, and logged."""
+    if isinstance(error, CarlsError):
+        return error
+    _logger.error("a defect of the server ended a request", exc_info=error)
+    return BankInternalError(f"the server failed: {type(error).__name__}: {error}")
+
+
+def pack_error(error: Exception) -> bytes:
+    """Turns an error into the bytes that carry it where gRPC does not."""
+    sent = as_sent(error)
+    text = f"{type(sent).__name__}\n{message_of(sent)}"
+    return text.encode(errors="backslashreplace")
+
+
+def unpack_error(raw: bytes) -> CarlsError:
+    """Undoes `pack_error`; a class that is not known here becomes BankInternalError."""
+    name, _, message = raw.decode(errors="replace").partition("\n")
+    if name in _ERROR_OF_NAME:
+        return _ERROR_OF_NAME[name](message)
+    return BankInternalError(f"the server failed: {name}: {message}")
 
 
 def code_of(error: CarlsError) -> StatusCode:

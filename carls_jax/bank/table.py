@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from carls_jax.bank import changes
+from carls_jax.bank import changes, requests, showing
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank.changes import DEFAULT_CLOCK, NO_STEP
-from carls_jax.bank.rows import METADATA, Rows, Written
-from carls_jax.bank.specs import TableSpec
+from carls_jax.bank.rows import Rows, Written
+from carls_jax.bank.specs import TableSpec, check_name
 from carls_jax.bank.values import as_keys, as_values
-from carls_jax.errors import InvalidInputError
+from carls_jax.errors import InvalidInputError, KeyNotFoundError
 from carls_jax.metrics import Direction, Flow
 
 if TYPE_CHECKING:
     from carls_jax.bank.interface import Applied, Bank, TableStats
 
-BLOCK_ROWS = 65_536
+# What is loaded or scanned at once: so much as a few frames on the wire hold, and so few rows that
+# making room for them in the key index holds readers up for a millisecond.
+BLOCK_BYTES = 8 << 20
+BLOCK_ROWS = 16_384
 
 
 class Table:
@@ -61,7 +64,8 @@ class Table:
         Args:
           keys: `[n]`; repeated keys are answered each time.
           fields: Names of the fields to read. None: all.
-          create: Creates the rows that are not there, with their initial values.
+          create: Creates the rows that are not there, with their initial values; in a per-source
+            table those of this client, whether or not it reads them.
           sources: In a per-source table the authors to read: names, "!me" (all but this client) or
             "*" (all, the default). The arrays of the answer then are `[n, S, ...]`.
           max_age_steps: Fields written longer ago than this come back as not found, as do fields
@@ -77,17 +81,16 @@ class Table:
           FieldNotFoundError: A field does not exist.
           InvalidInputError: An argument cannot work; the message says which and why.
         """
-        names = self._fields(fields)
         request = pb.Lookup(
             table=self.name,
-            fields=names,
-            metadata=_metadata(metadata),
+            fields=requests.checked_fields(self.spec, fields),
+            metadata=requests.checked_metadata(metadata),
             create=create,
-            sources=self._sources(sources),
-            max_age_steps=_steps(max_age_steps, "max_age_steps"),
-            now=_steps(now, "now"),
-            clock=clock,
-            reader=pb.Author(clock=clock, step=NO_STEP, source=self.bank.source),
+            sources=requests.checked_sources(self.spec, sources, me=self.bank.source),
+            max_age_steps=requests.checked_steps(max_age_steps, argument="max_age_steps"),
+            now=requests.checked_steps(now, argument="now"),
+            clock=check_name(clock, argument="clock"),
+            reader=self._author(NO_STEP, clock, None) if create else None,
         )
         rows = self.bank.lookup(request, as_keys(self.spec, keys))
         self._count("lookup", rows.values)
@@ -107,7 +110,7 @@ class Table:
 
         Args:
           keys: `[n]`; of a repeated key the last value stays.
-          values: By field, `[n, *shape]`.
+          values: By field, `[n, *shape]`; finite, those of padding too.
           step: Model step that the values were made with.
           clock: Clock that `step` is on.
           source: The job that writes. None: the bank object's own `source`.
@@ -170,50 +173,60 @@ class Table:
         clock: str = DEFAULT_CLOCK,
         source: str | None = None,
     ) -> int:
-        """Writes many rows, in blocks; as `update`, but not as one change.
+        """Writes many rows, in blocks; as `update`, but each block is a change of its own.
 
         Returns:
           How many rows were created.
+
+        Raises:
+          As `update`; the blocks before the one that failed were written.
         """
         ids = as_keys(self.spec, keys)
         arrays = as_values(self.spec, values, num_keys=ids.size)
         by = self._author(step, clock, source)
         created = 0
-        for start in range(0, ids.size, BLOCK_ROWS):
-            block = slice(start, start + BLOCK_ROWS)
+        block_rows = self._block_rows(list(arrays))
+        for start in range(0, ids.size, block_rows):
+            block = slice(start, start + block_rows)
             part = {name: array[block] for name, array in arrays.items()}
-            created += self.bank.apply(
-                changes.update(self.name, ids[block], part, by=by)
-            ).num_created
+            change = changes.update(self.name, ids[block], part, by=by)
+            created += self.bank.apply(change).num_created
             self._count("load", part)
         return created
 
     def delete(self, keys: object, *, source: str | None = None) -> int:
         """Removes rows (in a per-source table the source's own) and returns how many there were."""
         by = self._author(NO_STEP, DEFAULT_CLOCK, source)
-        return self.bank.apply(
-            changes.delete(self.name, as_keys(self.spec, keys), by=by)
-        ).num_deleted
+        change = changes.delete(self.name, as_keys(self.spec, keys), by=by)
+        return self.bank.apply(change).num_deleted
 
     def scan(
         self,
         *,
         fields: Sequence[str] | None = None,
         metadata: Sequence[str] = ("step",),
-        block_rows: int = BLOCK_ROWS,
+        block_rows: int | None = None,
     ) -> Iterator[Rows]:
         """Reads all rows, block by block, in no particular order.
 
-        Rows written meanwhile may or may not be seen. `rows.keys` are the keys (of string tables,
-        their fingerprints); in a per-source table `rows.sources` is empty and each block holds one
-        row per key and source: ask for metadata "source" to tell them apart.
+        Rows written meanwhile may or may not be seen; one that is deleted and created again may be
+        seen twice. `rows.keys` are the keys (of string tables, their fingerprints). In a per-source
+        table each block holds one row per key and source: metadata "source" tells them apart.
+
+        Args:
+          fields: Names of the fields to read. None: all.
+          metadata: As in `lookup`.
+          block_rows: Rows of a block at most. None: about 8 MB of values.
         """
+        names = requests.checked_fields(self.spec, fields)
+        if block_rows is None:
+            block_rows = self._block_rows(names)
         if not 1 <= block_rows <= 1 << 20:
             raise InvalidInputError(f"block_rows={block_rows}: allowed is 1 to 2**20")
         request = pb.Scan(
             table=self.name,
-            fields=self._fields(fields),
-            metadata=_metadata(metadata),
+            fields=names,
+            metadata=requests.checked_metadata(metadata),
             num_rows=block_rows,
         )
         while True:
@@ -225,19 +238,56 @@ class Table:
                 return
 
     def to_numpy(self, *, fields: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
-        """Returns "keys" and all values by field, ordered by key, as arrays in memory."""
-        names = self._fields(fields)
-        blocks = list(self.scan(fields=names))
+        """Returns "keys" and all values by field, ordered by key, as arrays in memory.
+
+        In a per-source table "source" is there too, the author of each row.
+
+        Raises:
+          InvalidInputError: A field has the name of one of these.
+        """
+        names = requests.checked_fields(self.spec, fields)
+        own = ("keys", "source") if self.spec.per_source else ("keys",)
+        if taken := set(own) & set(names):
+            raise InvalidInputError(f"fields={taken}: read them with scan(), or leave them out")
+        parts: dict[str, list[NDArray[Any]]] = {"keys": [changes.NO_KEYS]}
+        if self.spec.per_source:
+            parts["source"] = [np.empty(0, object)]
+        for name in names:
+            field = self.spec.field(name)
+            parts[name] = [np.empty((0, *field.shape), field.dtype)]
+        for rows in self.scan(fields=names, metadata=own[1:]):
+            parts["keys"].append(rows.keys)
+            if self.spec.per_source:
+                parts["source"].append(rows.source[names[0]])
+            for name in names:
+                parts[name].append(rows[name])
+        columns = {name: np.concatenate(blocks) for name, blocks in parts.items()}
+        order = np.lexsort([columns[name] for name in reversed(own)])
+        return {name: column[order] for name, column in columns.items()}
+
+    def sample(
+        self, num_rows: int = 10, *, fields: Sequence[str] | None = None, seed: int = 0
+    ) -> Rows:
+        """Reads rows drawn at random, to look at; a notebook shows them as a table.
+
+        All keys are read to draw among them.
+
+        Args:
+          num_rows: How many different keys; all, if there are fewer.
+          fields: Names of the fields to read. None: all.
+          seed: Another seed draws other rows.
+
+        Raises:
+          KeyNotFoundError: The table has no rows.
+        """
+        names = requests.checked_fields(self.spec, fields)
+        smallest = min(self.spec.fields, key=lambda name: self.spec.fields[name].row_bytes)
+        blocks = [rows.keys for rows in self.scan(fields=(smallest,), metadata=())]
         if not blocks:
-            empty = {
-                name: np.zeros((0, *self.spec.field(name).shape), self.spec.field(name).dtype)
-                for name in names
-            }
-            return {"keys": changes.NO_KEYS.copy(), **empty}
-        keys = np.concatenate([rows.keys for rows in blocks])
-        order = np.argsort(keys, kind="stable")
-        columns = {name: np.concatenate([rows[name] for rows in blocks])[order] for name in names}
-        return {"keys": keys[order], **columns}
+            raise KeyNotFoundError(f"table {self.name!r} has no rows to draw from")
+        keys = np.unique(np.concatenate(blocks))
+        drawn = np.random.default_rng(seed).permutation(keys)[:num_rows]
+        return self.lookup(drawn, fields=names)
 
     def history(self, keys: object, field: str, *, source: str = "") -> list[list[Written]]:
         """Returns, for each key, the last writes of a field, newest first.
@@ -262,38 +312,19 @@ class Table:
     def __repr__(self) -> str:
         return f"<Table {self.name!r} fields={list(self.spec.fields)} keys={self.spec.keys}>"
 
-    def _fields(self, fields: Sequence[str] | None) -> list[str]:
-        if isinstance(fields, str):
-            raise InvalidInputError(f"fields={fields!r}: give a tuple of names, ({fields!r},)")
-        names = list(self.spec.fields if fields is None else fields)
-        if not names:
-            raise InvalidInputError(
-                f"fields=(): name at least one of {', '.join(self.spec.fields)}"
-            )
-        for name in names:
-            self.spec.field(name)
-        return names
+    def _repr_html_(self) -> str:
+        return showing.table_html(self.spec)
 
-    def _sources(self, sources: Sequence[str] | str | None) -> list[str]:
-        if not self.spec.per_source:
-            if sources is not None:
-                raise InvalidInputError(
-                    f"sources={sources!r}: table {self.name!r} is not per_source"
-                )
-            return []
-        if sources is None or sources == "*":
-            return ["*"]
-        if sources == "!me":
-            if not self.bank.source:
-                raise InvalidInputError("sources='!me': connect with source=... to be somebody")
-            return [f"!{self.bank.source}"]
-        return [sources] if isinstance(sources, str) else list(sources)
+    def _block_rows(self, fields: Sequence[str]) -> int:
+        row_bytes = sum(self.spec.field(name).row_bytes for name in fields)
+        return max(1, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes))
 
     def _author(self, step: int, clock: str, source: str | None) -> pb.Author:
         name = self.bank.source if source is None else source
         if self.spec.per_source and not name:
             raise InvalidInputError(
-                f"source='': table {self.name!r} is per_source; name the writer with source=..."
+                f"source='': table {self.name!r} is per_source; name the writer with source=..., "
+                "here or in connect"
             )
         return changes.author(step=step, clock=clock, source=name)
 
@@ -304,16 +335,3 @@ class Table:
                 num_bytes=array.nbytes,
                 num_rows=array.shape[0],
             )
-
-
-def _metadata(names: Sequence[str]) -> list[str]:
-    for name in names:
-        if name not in METADATA:
-            raise InvalidInputError(f"metadata={tuple(names)!r}: allowed are {', '.join(METADATA)}")
-    return list(names)
-
-
-def _steps(value: int | None, argument: str) -> int | None:
-    if value is not None and (isinstance(value, bool) or int(value) != value or value < 0):
-        raise InvalidInputError(f"{argument}={value!r}: allowed are integers from 0")
-    return None if value is None else int(value)

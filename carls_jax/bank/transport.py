@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ from carls_jax.errors import (
 
 # A trusted server's reply; its requests are bounded instead.
 MAX_REPLY_BYTES = 1 << 40
+
+Answer: TypeAlias = tuple[pb.Reply, dict[str, NDArray[Any]]]
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", -1),
@@ -53,7 +55,7 @@ class Transport(Protocol):
         *,
         timeout_s: float,
         expected_bytes: int | None = None,
-    ) -> tuple[pb.Reply, dict[str, NDArray[Any]]]:
+    ) -> Answer:
         """Sends a request and returns the reply and its arrays.
 
         Args:
@@ -98,7 +100,7 @@ class GrpcTransport:
         *,
         timeout_s: float,
         expected_bytes: int | None = None,
-    ) -> tuple[pb.Reply, dict[str, NDArray[Any]]]:
+    ) -> Answer:
         self._check_usable()
         del request.arrays[:]  # of an earlier attempt
         request.arrays.extend(wire.describe(arrays))
@@ -170,15 +172,23 @@ def check_same_process(process: int) -> None:
         )
 
 
-def _assembled(frames: Iterator[Frame[pb.Reply]]) -> tuple[pb.Reply, dict[str, NDArray[Any]]]:
+def _assembled(frames: Iterator[Frame[pb.Reply]]) -> Answer:
     first = next(frames, None)
     if first is None:
         raise BankInternalError("the server ended the call without a reply")
+    later = itertools.chain.from_iterable(frame.pieces for frame in frames)
+    return assembled(first.message, itertools.chain(first.pieces, later))
+
+
+def assembled(reply: pb.Reply, pieces: Iterable[memoryview]) -> Answer:
+    """Returns a reply and its arrays, copied from the pieces that carry them.
+
+    Raises:
+      BankInternalError: The bytes are not those that the headers say.
+    """
     try:
-        assembly = wire.Assembly(first.message.arrays, max_bytes=MAX_REPLY_BYTES)
-        assembly.add(first.pieces)
-        for frame in frames:
-            assembly.add(frame.pieces)
-        return first.message, assembly.arrays()
+        assembly = wire.Assembly(reply.arrays, max_bytes=MAX_REPLY_BYTES)
+        assembly.add(pieces)
+        return reply, assembly.arrays()
     except InvalidInputError as error:
         raise BankInternalError(f"the server's reply is malformed: {error}") from error

@@ -97,13 +97,14 @@ def _check_range(field: Field, name: str, value: NDArray[Any]) -> None:
 def check_values(
     spec: TableSpec, values: Mapping[str, NDArray[np.generic]], *, num_keys: int
 ) -> None:
-    """Checks what a client sent: fields, exact dtypes, shapes and finite numbers.
+    """Checks what a client sent: fields, exact dtypes, shapes, finite numbers, whole groups.
 
     Padding's values are checked like any.
 
     Raises:
       FieldNotFoundError, DtypeError, ShapeError: As `as_values`.
       NonFiniteError: A number is NaN or infinite.
+      InvalidInputError: Some fields of a group are missing.
     """
     _check_some(spec, values)
     for name, value in values.items():
@@ -112,11 +113,22 @@ def check_values(
             raise DtypeError(f"{name!r} has dtype {value.dtype}; the field is {field.dtype}")
         _check_shape(field, name, value, num_keys)
         _check_finite(name, value)
+    _check_whole_groups(spec, values)
 
 
 def _check_some(spec: TableSpec, values: Mapping[str, object]) -> None:
     if not values:
         raise InvalidInputError(f"values={{}}: name at least one field of {', '.join(spec.fields)}")
+
+
+def _check_whole_groups(spec: TableSpec, values: Mapping[str, object]) -> None:
+    for group, names in spec.groups.items():
+        missing = [name for name in names if name not in values]
+        if missing and len(missing) < len(names):
+            raise InvalidInputError(
+                f"fields {', '.join(names)} of group {group!r} are written together: "
+                f"{', '.join(missing)} is missing"
+            )
 
 
 def _check_shape(field: Field, name: str, value: NDArray[np.generic], num_keys: int) -> None:

@@ -56,3 +56,11 @@ def test_a_path_must_fit_a_socket() -> None:
         parse_address(f"unix:{fitting}b")
     with pytest.raises(InvalidInputError, match="has 109 bytes"):
         parse_address(f"unix:{'/' + 'é' * 54}")
+
+
+def test_memory_is_shared_through_a_socket_beside_the_first() -> None:
+    assert parse_address("unix:/run/bank").same_host_path == "/run/bank.same-host"
+    assert parse_address("127.0.0.1:80").same_host_path == ""
+    fitting = "/" + "a" * 96
+    assert len(parse_address(f"unix:{fitting}").same_host_path) == 107
+    assert parse_address(f"unix:{fitting}b").same_host_path == ""

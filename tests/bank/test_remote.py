@@ -4,9 +4,10 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -38,6 +39,15 @@ def address(tmp_path: Path) -> str:
     return f"unix:{tmp_path}/socket"
 
 
+Serve = Callable[[LocalBank], BankServer]
+
+
+@pytest.fixture(params=[0, 8], ids=["grpc", "same_host"])
+def serve(request: pytest.FixtureRequest, address: str) -> Serve:
+    """Starts a server at the address."""
+    return partial(BankServer, address=address, max_same_host_connections=request.param)
+
+
 @pytest.fixture
 def bank() -> Iterator[LocalBank]:
     with LocalBank() as bank:
@@ -53,10 +63,10 @@ def test_a_missing_server_is_told_at_once_with_the_way_out(address: str) -> None
         remote.stats()
 
 
-def test_wait_ready_waits_for_a_server(bank: LocalBank, address: str) -> None:
+def test_wait_ready_waits_for_a_server(bank: LocalBank, address: str, serve: Serve) -> None:
     with RemoteBank(address) as remote, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(remote.wait_ready, 30.0)
-        with BankServer(bank, address):
+        with serve(bank):
             waiting.result(30)
             assert remote.identity.bank_id == bank.identity.bank_id
 
@@ -86,13 +96,15 @@ def log() -> Iterator[Log]:
     logger.removeHandler(handler)
 
 
-def test_reads_outlast_a_restart_of_the_server(bank: LocalBank, address: str, log: Log) -> None:
+def test_reads_outlast_a_restart_of_the_server(
+    bank: LocalBank, address: str, log: Log, serve: Serve
+) -> None:
     with RemoteBank(address, timeout_s=30) as remote, ThreadPoolExecutor(1) as pool:
-        with BankServer(bank, address):
+        with serve(bank):
             table = remote.table("t")
         reading = pool.submit(table.lookup, [3])
         assert "trying again for 30 s" in log.messages.get(timeout=10)
-        with BankServer(bank, address):
+        with serve(bank):
             assert reading.result(30)["x"].tolist() == [0.5]
         assert "answers again" in log.messages.get(timeout=10)
         assert log.messages.empty()
@@ -114,16 +126,16 @@ class CountingBank(LocalBank):
         return super().apply(change)
 
 
-def test_a_write_is_sent_once(address: str) -> None:
+def test_a_write_is_sent_once(address: str, serve: Serve) -> None:
     with CountingBank() as bank, RemoteBank(address) as remote, ThreadPoolExecutor(1) as pool:
-        server = BankServer(bank, address)
+        server = serve(bank)
         writing = pool.submit(remote.advance, 1)
         assert bank.asked.wait(10)
         server.stop(grace_s=0)
         with pytest.raises(BankUnavailableError):
             writing.result(10)
         bank.allowed.set()
-        with BankServer(bank, address):
+        with serve(bank):
             remote.wait_ready(10)
             assert remote.stats().clocks == {"main": 1}
         assert bank.num_applied == 1
@@ -131,8 +143,8 @@ def test_a_write_is_sent_once(address: str) -> None:
             remote.advance(2)
 
 
-def test_a_call_has_a_deadline(address: str) -> None:
-    with CountingBank() as bank, BankServer(bank, address):
+def test_a_call_has_a_deadline(address: str, serve: Serve) -> None:
+    with CountingBank() as bank, serve(bank):
         with (
             RemoteBank(address, timeout_s=0.2) as remote,
             pytest.raises(BankTimeoutError, match=r"did not answer within 0\.2 s"),
@@ -141,8 +153,8 @@ def test_a_call_has_a_deadline(address: str) -> None:
         bank.allowed.set()
 
 
-def test_close_ends_a_call_under_way(address: str) -> None:
-    with CountingBank() as bank, BankServer(bank, address), ThreadPoolExecutor(1) as pool:
+def test_close_ends_a_call_under_way(address: str, serve: Serve) -> None:
+    with CountingBank() as bank, serve(bank), ThreadPoolExecutor(1) as pool:
         remote = RemoteBank(address)
         writing = pool.submit(remote.advance, 1)
         assert bank.asked.wait(10)
@@ -152,8 +164,8 @@ def test_close_ends_a_call_under_way(address: str) -> None:
         bank.allowed.set()
 
 
-def test_the_bank_that_was_meant_must_answer(bank: LocalBank, address: str) -> None:
-    with BankServer(bank, address):
+def test_the_bank_that_was_meant_must_answer(bank: LocalBank, address: str, serve: Serve) -> None:
+    with serve(bank):
         with RemoteBank(address, bank_id=bank.identity.bank_id) as remote:
             assert remote.identity == bank.identity
         with RemoteBank(address, bank_id="abc") as remote:
@@ -163,30 +175,32 @@ def test_the_bank_that_was_meant_must_answer(bank: LocalBank, address: str) -> N
                 remote.wait_ready()
 
 
-def test_another_bank_at_the_address_is_refused(bank: LocalBank, address: str) -> None:
+def test_another_bank_at_the_address_is_refused(
+    bank: LocalBank, address: str, serve: Serve
+) -> None:
     with RemoteBank(address) as remote:
-        with BankServer(bank, address):
+        with serve(bank):
             remote.stats()
         with (
             LocalBank() as other,
-            BankServer(other, address),
+            serve(other),
             pytest.raises(BankIdentityError, match=f"bank {bank.identity.bank_id} was meant"),
         ):
             remote.stats()
 
 
-def test_one_shard_is_not_taken_for_a_bank(address: str) -> None:
+def test_one_shard_is_not_taken_for_a_bank(address: str, serve: Serve) -> None:
     with (
         LocalBank(shard_index=1, num_shards=3) as shard,
-        BankServer(shard, address),
+        serve(shard),
         RemoteBank(address) as remote,
         pytest.raises(BankIdentityError, match="shard 1 of a bank that has 3, and 1 were expected"),
     ):
         remote.stats()
 
 
-def test_replies_tell_a_new_incarnation(tmp_path: Path, address: str) -> None:
-    with LocalBank(tmp_path / "root") as bank, BankServer(bank, address):
+def test_replies_tell_a_new_incarnation(tmp_path: Path, address: str, serve: Serve) -> None:
+    with LocalBank(tmp_path / "root") as bank, serve(bank):
         bank.snapshot("s")
         with RemoteBank(address) as remote:
             before = remote.identity
@@ -243,10 +257,8 @@ def test_a_malformed_reply_is_the_servers_defect(stranger: Stranger, address: st
         remote.stats()
 
 
-# JAX, which other tests import, warns at every fork.
-@pytest.mark.filterwarnings("ignore:os.fork")
-def test_a_bank_does_not_survive_a_fork(bank: LocalBank, address: str) -> None:
-    with BankServer(bank, address), RemoteBank(address) as remote:
+def test_a_bank_does_not_survive_a_fork(bank: LocalBank, address: str, serve: Serve) -> None:
+    with serve(bank), RemoteBank(address) as remote:
         remote.stats()
         child = os.fork()
         if child == 0:
@@ -261,9 +273,9 @@ def test_a_bank_does_not_survive_a_fork(bank: LocalBank, address: str) -> None:
         assert remote.stats().tables
 
 
-def test_small_and_large_lookups_answer_alike(bank: LocalBank, address: str) -> None:
+def test_small_and_large_lookups_answer_alike(bank: LocalBank, address: str, serve: Serve) -> None:
     keys = np.arange(400_000)
-    with BankServer(bank, address), RemoteBank(address) as remote:
+    with serve(bank), RemoteBank(address) as remote:
         table = remote.table("t")
         table.load(keys, {"x": keys})
         for num_keys in (1, 400_000, 1, 400_000, 10):
@@ -271,7 +283,7 @@ def test_small_and_large_lookups_answer_alike(bank: LocalBank, address: str) -> 
             np.testing.assert_array_equal(rows["x"], keys[:num_keys].astype(np.float32))
 
 
-def test_stats_are_the_banks(bank: LocalBank, address: str) -> None:
-    with BankServer(bank, address), RemoteBank(address) as remote:
+def test_stats_are_the_banks(bank: LocalBank, address: str, serve: Serve) -> None:
+    with serve(bank), RemoteBank(address) as remote:
         stats: BankStats = remote.stats()
         assert stats == bank.stats()

@@ -25,6 +25,9 @@ from carls_jax.bank.specs import Field, TableSpec
 from carls_jax.errors import AddressInUseError, BankOverloadedError, InvalidInputError
 
 SPEC = TableSpec("t", fields={"x": Field(())})
+BOTH_WAYS = pytest.mark.parametrize(
+    "options", [{}, {"max_same_host_connections": 0}], ids=["same_host", "grpc"]
+)
 
 
 @pytest.fixture
@@ -133,9 +136,10 @@ class SlowBank(LocalBank):
         return super().stats()
 
 
-def test_stop_lets_a_request_under_way_end(tmp_path: Path) -> None:
+@BOTH_WAYS
+def test_stop_lets_a_request_under_way_end(tmp_path: Path, options: dict[str, int]) -> None:
     with SlowBank() as bank:
-        server = BankServer(bank, f"unix:{tmp_path}/s")
+        server = BankServer(bank, f"unix:{tmp_path}/s", **options)
         answered: queue.Queue[BankStats] = queue.Queue()
         with RemoteBank(server.address) as remote:
             client = threading.Thread(target=lambda: answered.put(remote.stats()))
@@ -150,9 +154,12 @@ def test_stop_lets_a_request_under_way_end(tmp_path: Path) -> None:
         assert not stopping.is_alive()
 
 
-def test_a_request_beyond_the_bound_is_refused(bank: LocalBank, tmp_path: Path) -> None:
+@BOTH_WAYS
+def test_a_request_beyond_the_bound_is_refused(
+    bank: LocalBank, tmp_path: Path, options: dict[str, int]
+) -> None:
     with (
-        BankServer(bank, f"unix:{tmp_path}/s", max_staged_bytes=4_000_000) as server,
+        BankServer(bank, f"unix:{tmp_path}/s", max_staged_bytes=4_000_000, **options) as server,
         RemoteBank(server.address) as remote,
     ):
         table = remote.table(SPEC)

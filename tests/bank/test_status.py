@@ -8,6 +8,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from carls_jax import errors
 from carls_jax.bank import knowledge_bank_pb2 as pb
@@ -34,11 +36,13 @@ class FailingBank(LocalBank):
         raise self.failure
 
 
-@pytest.fixture
-def failing(tmp_path: Path) -> Iterator[tuple[FailingBank, RemoteBank]]:
+@pytest.fixture(params=[0, 8], ids=["grpc", "same_host"])
+def failing(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[tuple[FailingBank, RemoteBank]]:
     with (
         FailingBank() as bank,
-        BankServer(bank, f"unix:{tmp_path}/s") as server,
+        BankServer(bank, f"unix:{tmp_path}/s", max_same_host_connections=request.param) as server,
         RemoteBank(server.address) as remote,
     ):
         yield bank, remote
@@ -79,7 +83,6 @@ def test_an_error_arrives_as_it_was_raised(
 
     assert type(caught.value) is cls
     assert str(caught.value) == "näme='x': allowed are 1 % and 2\nand 3"
-    assert isinstance(caught.value.__cause__, grpc.RpcError)
 
 
 def test_a_bank_closed_under_its_server_is_away(failing: tuple[FailingBank, RemoteBank]) -> None:
@@ -105,12 +108,25 @@ def test_a_defect_of_the_server_is_logged_there_and_named(
     bank.failure = ZeroDivisionError("by zero")
 
     with (
-        caplog.at_level(logging.ERROR, "carls_jax.bank.server"),
+        caplog.at_level(logging.ERROR, "carls_jax.bank.status"),
         pytest.raises(errors.BankInternalError, match="ZeroDivisionError: by zero"),
     ):
         remote.advance(1)
 
     assert "in apply" in caplog.text  # the traceback
+
+
+@given(message=st.text(), cls=st.sampled_from(sorted(ERRORS, key=str)))
+def test_an_error_travels_as_bytes(message: str, cls: type[errors.CarlsError]) -> None:
+    error = status.unpack_error(status.pack_error(cls(message)))
+
+    assert type(error) is cls
+    assert str(error) == message
+
+
+@given(raw=st.binary())
+def test_bytes_that_are_no_known_error_are_the_servers_defect(raw: bytes) -> None:
+    assert type(status.unpack_error(b"Unheard of" + raw)) is errors.BankInternalError
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -119,6 +135,7 @@ def test_a_bare_code_becomes_an_error(ending: GrpcTransport, code: grpc.StatusCo
         ending.call(pb.Request(bank_id=code.name), {}, timeout_s=10.0, expected_bytes=0)
 
     assert type(caught.value) is status.class_of(code)
+    assert isinstance(caught.value.__cause__, grpc.RpcError)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from carls_jax.bank.server import BankServer
 from carls_jax.bank.specs import Field, TableSpec
 from carls_jax.bank.table import Table
 
-KINDS = ("local", "unix", "tcp", "sharded")
+KINDS = ("local", "same_host", "unix", "tcp", "sharded")
 NUM_SHARDS = 3
 
 Connect = Callable[[], Bank]
@@ -40,9 +40,9 @@ SPECS = SimpleNamespace(
 )
 
 
-def _serve(held: ExitStack, address: str, bank: LocalBank) -> str:
+def _serve(held: ExitStack, address: str, bank: LocalBank, **options: int) -> str:
     held.enter_context(bank)
-    return held.enter_context(BankServer(bank, address)).address
+    return held.enter_context(BankServer(bank, address, **options)).address
 
 
 def _site(held: ExitStack, kind: str, directory: Path, *, has_root: bool) -> Connect:
@@ -53,8 +53,11 @@ def _site(held: ExitStack, kind: str, directory: Path, *, has_root: bool) -> Con
         return lambda: bank
     if kind == "tcp":
         address = _serve(held, "127.0.0.1:0", LocalBank(root))
-    elif kind == "unix":
+    elif kind == "same_host":
         address = _serve(held, f"unix:{directory}/socket", LocalBank(root))
+    elif kind == "unix":
+        path = f"unix:{directory}/socket"
+        address = _serve(held, path, LocalBank(root), max_same_host_connections=0)
     else:
         address = ",".join(
             _serve(

@@ -1,0 +1,63 @@
+"""Requests on their way in: their arrays are held in memory, whole, before anything is done."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from carls_jax.bank import knowledge_bank_pb2 as pb
+from carls_jax.bank import service, wire
+from carls_jax.bank.interface import Bank
+from carls_jax.errors import BankOverloadedError
+
+
+class Staging:
+    """Has a bank answer requests, and bounds the bytes that all of them together hold.
+
+    May be used from several threads at once, by several transports.
+
+    Args:
+      bank: What answers.
+      max_bytes: The most that arrays of requests may take at once.
+    """
+
+    def __init__(self, bank: Bank, *, max_bytes: int) -> None:
+        self._bank = bank
+        self._max_bytes = max_bytes
+        self._free = max_bytes
+        self._lock = threading.Lock()
+
+    def answer(self, request: pb.Request, pieces: Iterable[memoryview]) -> service.Answer:
+        """Copies a request's arrays from the pieces that carry them, then has it answered.
+
+        Returns:
+          The reply with the headers of its arrays, and the arrays.
+
+        Raises:
+          BankOverloadedError: There is no room for the arrays now.
+          InvalidInputError: The bytes are not those that the headers say.
+          CarlsError: As `service.answer`.
+        """
+        staged = wire.Assembly(request.arrays, max_bytes=self._max_bytes)
+        with self._hold(staged.num_bytes):
+            staged.add(pieces)
+            reply, arrays = service.answer(self._bank, request, staged.arrays())
+        reply.arrays.extend(wire.describe(arrays))
+        return reply, arrays
+
+    @contextmanager
+    def _hold(self, num_bytes: int) -> Iterator[None]:
+        """Holds room for so many bytes until the block ends."""
+        with self._lock:
+            if num_bytes > self._free:
+                raise BankOverloadedError(
+                    f"a request of {num_bytes} bytes: the server has room for {self._free} of "
+                    f"{self._max_bytes} now; try again, or send fewer rows per call"
+                )
+            self._free -= num_bytes
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._free += num_bytes
