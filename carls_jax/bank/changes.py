@@ -48,13 +48,20 @@ class Change:
         return str(self.header.WhichOneof("kind"))
 
     def copy(self, *, updated_at: float) -> Change:
-        """Returns a copy that shares nothing, stamped with a time if its author gave none."""
+        """Returns a change that nobody else can alter, stamped if its author gave no time."""
         header = pb.Change()
         header.CopyFrom(self.header)
         header.author.updated_at = header.author.updated_at or updated_at
-        # PERFORMANCE: 0.1 ms for 8,192 rows of 128 floats, a fiftieth of what their push takes.
-        values = {name: np.array(value, order="C") for name, value in self.values.items()}
-        return Change(header, np.array(self.keys), values)
+        values = {name: _own(value) for name, value in self.values.items()}
+        return Change(header, _own(self.keys), values)
+
+
+def _own(array: NDArray[Any]) -> NDArray[Any]:
+    """Copies an array, unless it is read-only and has memory of its own."""
+    flags = array.flags
+    if flags.owndata and flags.c_contiguous and not flags.writeable:
+        return array
+    return np.array(array, order="C")
 
 
 def author(

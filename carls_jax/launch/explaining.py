@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from carls_jax.bank import Bank, Rows, Table, Written
+from carls_jax.bank.changes import DEFAULT_CLOCK
 from carls_jax.bank.rows import METADATA
 from carls_jax.errors import InvalidInputError, KeyNotFoundError
 
@@ -82,17 +83,19 @@ def _told(written: Written) -> str:
     if not written.version:
         return f"{_shown(written.value)}  (initial value, never written)"
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(written.updated_at))
-    step = "no step" if written.step < 0 else f"step {written.step} of clock {written.clock!r}"
+    step = "no step" if written.step < 0 else f"step {written.step}"
+    step += "" if written.clock == DEFAULT_CLOCK else f" of clock {written.clock!r}"
     author = written.source or "somebody without a name"
     return f"{_shown(written.value)}  (version {written.version} by {author} from {step}, {when})"
 
 
 def _shown(value: np.ndarray) -> str:
     flat = np.ravel(value)
-    words = [f"{number:.4g}" if flat.dtype.kind == "f" else str(number) for number in flat]
-    text = " ".join(words[:_MAX_SHOWN]) + (" …" if flat.size > _MAX_SHOWN else "")
     if np.ndim(value) == 0:
-        return text
+        return _number(flat[0], smallest=0)
+    smallest = 1e-4 * np.abs(flat).max()
+    words = [_number(number, smallest=smallest) for number in flat[:_MAX_SHOWN]]
+    text = " ".join(words) + (" …" if flat.size > _MAX_SHOWN else "")
     # A distribution over classes is read by its peak.
     is_distribution = (
         flat.dtype.kind == "f"
@@ -101,3 +104,10 @@ def _shown(value: np.ndarray) -> str:
         and np.isclose(flat.sum(), 1, atol=1e-3)
     )
     return f"[{text}]" + (f" peak at {int(flat.argmax())}" if is_distribution else "")
+
+
+def _number(number: np.generic, *, smallest: float) -> str:
+    """Writes a number; a float far below the others of its value is as good as 0."""
+    if number.dtype.kind != "f":
+        return str(number)
+    return f"{number:.4g}" if abs(number) >= smallest else "0"  # type: ignore[arg-type]

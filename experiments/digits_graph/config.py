@@ -32,7 +32,7 @@ NODES = carls.TableSpec(
         "embedding": carls.Field((64,)),
         "neighbors": carls.Field((NUM_NEIGHBORS,), dtype="int64", group="graph"),
         "neighbor_weight": carls.Field((NUM_NEIGHBORS,), group="graph"),
-        "pseudo_label": carls.Field((digits.NUM_CLASSES,), group="label", history=8),
+        "pseudo_label": carls.Field((digits.NUM_CLASSES,), group="label", history=32),
         "confidence": carls.Field(group="label"),
     },
 )

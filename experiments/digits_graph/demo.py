@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def main() -> int:
             is_killed = name == "carls" and seed == options.seeds // 2
             results[name].append(_run(loaded, workdir, kill_a_maker=is_killed))
             console.print(f"test accuracy {results[name][-1]['test_accuracy']:.3f}")
-    result = summarize(results, duration_s=time.monotonic() - began)
+    result = summarize(results, options.workdir, duration_s=time.monotonic() - began)
     (options.workdir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     plots = draw_plots(options.workdir, list(VARIANTS), num_seeds=options.seeds)
     show(result)
@@ -82,7 +83,7 @@ def main() -> int:
 
 def _run(loaded: Loaded, workdir: Path, *, kill_a_maker: bool) -> dict[str, Any]:
     stop = threading.Event()
-    killer = threading.Thread(target=_kill_half_way, args=(loaded, workdir, stop))
+    killer = threading.Thread(target=_kill_a_maker, args=(loaded, workdir, stop))
     if kill_a_maker:
         killer.start()
     processes: set[str] = set()
@@ -104,8 +105,11 @@ def _collect(processes: set[str]) -> Callable[[LaunchEvent], None]:
     return note
 
 
-def _kill_half_way(loaded: Loaded, workdir: Path, stop: threading.Event) -> None:
-    """Kills a maker, as the system does when memory is short, once a third of the steps is done."""
+def _kill_a_maker(loaded: Loaded, workdir: Path, stop: threading.Event) -> None:
+    """Kills a maker, as the system does when memory is short, once a third of the steps is done.
+
+    That leaves time to see it recover: a maker takes some seconds to start.
+    """
     threshold = loaded.config.digits.num_steps // 3
     position = 0
     while not stop.wait(0.05):
@@ -118,7 +122,9 @@ def _kill_half_way(loaded: Loaded, workdir: Path, stop: threading.Event) -> None
             (workdir / "killed.json").write_text(json.dumps({"step": lines[-1]["step"]}))
 
 
-def summarize(results: dict[str, list[dict[str, Any]]], *, duration_s: float) -> dict[str, Any]:
+def summarize(
+    results: dict[str, list[dict[str, Any]]], workdir: Path, *, duration_s: float
+) -> dict[str, Any]:
     """Returns what result.json holds."""
     summary: dict[str, Any] = {
         name: _mean_and_std([run["test_accuracy"] for run in runs])
@@ -135,11 +141,32 @@ def summarize(results: dict[str, list[dict[str, Any]]], *, duration_s: float) ->
         },
         "staleness_steps": {
             "p50": float(np.median([run["staleness"]["age_p50"] for run in runs])),
-            "p95": float(np.max([run["staleness"]["age_p95"] for run in runs])),
+            "p95": float(np.median([run["staleness"]["age_p95"] for run in runs])),
         },
+        "killed_maker": _recovery(workdir / f"carls-{len(runs) // 2}"),
         "restarts": [run["restarts"] for run in runs],
         "duration_s": duration_s,
         "test_images_in_graph": False,
+    }
+
+
+def _recovery(workdir: Path) -> dict[str, Any]:
+    """Tells how the age of what was read rose after a maker was killed, and when it was back.
+
+    An age is the 95th percentile, in steps, of what was read since the last line of metrics.
+    """
+    killed_at = json.loads((workdir / "killed.json").read_text())["step"]
+    lines, _ = metrics.read(workdir / "metrics" / "trainer-0.jsonl")
+    before = max(line["age_p95"] for line in lines if 50 < line["step"] <= killed_at)
+    after = {line["step"]: line["age_p95"] for line in lines if line["step"] > killed_at}
+    peak_at = max(after, key=lambda step: after[step])
+    back = [step for step, age in after.items() if step > peak_at and age <= 2 * before]
+    return {
+        "maker": KILLED_MAKER,
+        "killed_at_step": killed_at,
+        "age_before": before,
+        "highest_age": after[peak_at],
+        "back_at_step": back[0] if back else None,
     }
 
 
@@ -164,16 +191,30 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     ages = result["staleness_steps"]
     console.print(f"staleness seen: median {ages['p50']:.0f} steps, 95 % below {ages['p95']:.0f}")
+    killed = result["killed_maker"]
+    back = killed["back_at_step"]
+    console.print(
+        f"{killed['maker']} was killed at step {killed['killed_at_step']}: what was read grew from "
+        f"{killed['age_before']:.0f} to {killed['highest_age']:.0f} steps old; "
+        + (f"recovered by step {back}" if back else "not recovered by the end")
+    )
     for source, rows in result["rows_written"].items():
         console.print(f"rows written by {source}: {rows}")
     console.print(f"processes: {result['processes']}; all runs took {result['duration_s']:.0f} s")
 
 
 def show_history(workdir: Path) -> None:
-    """Prints where the pseudo-label of one unlabelled image came from."""
-    console.rule("where a pseudo-label came from: carls-jax explain nodes 42", align="left")
+    """Prints where the pseudo-label came from of the image whose label changed most often."""
     with bank_of(workdir) as bank:
-        console.print(explain(bank, "nodes", "42"), highlight=False, markup=False)
+        keys = bank.table("nodes").to_numpy(fields=("confidence",))["keys"]
+        histories = bank.table("nodes").history(keys, "pseudo_label")
+        changes = [
+            sum(new.value.argmax() != old.value.argmax() for new, old in pairwise(history))
+            for history in histories
+        ]
+        key = str(keys[np.argmax(changes)])
+        console.rule(f"carls-jax explain nodes {key} --workdir {workdir}", align="left")
+        console.print(explain(bank, "nodes", key), highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

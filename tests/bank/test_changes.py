@@ -48,6 +48,16 @@ def test_a_copy_shares_nothing_and_is_stamped() -> None:
     assert copy.values["x"].flags.c_contiguous
 
 
+def test_an_array_that_nobody_can_alter_is_not_copied() -> None:
+    fixed, seen_through = np.ones((2, 3)), np.ones((2, 3))
+    for array in (fixed, view := seen_through[:]):
+        array.flags.writeable = False
+    copy = changes.update("t", KEYS, {"x": fixed, "y": view}, by=author()).copy(updated_at=1.0)
+    seen_through[:] = 7
+    assert copy.values["x"] is fixed
+    assert_array_equal(copy.values["y"], np.ones((2, 3)))
+
+
 def test_a_copy_keeps_the_time_that_its_author_gave() -> None:
     change = changes.advance(by=author(step=1, updated_at=7.0))
     assert change.copy(updated_at=12.5).header.author.updated_at == 7.0

@@ -231,3 +231,24 @@ def test_the_key_column_must_be_flat_and_int64():
         KeyIndex(np.zeros((2, 2), np.int64))
     with pytest.raises(ShapeError, match="2147483647"):
         KeyIndex(reserve(1 << 31, (), np.int64))
+
+
+def test_room_is_made_for_all_keys_before_any_is_inserted():
+    owner = Owner(max_rows=20_000, partition_cells=64)
+    keys = list(range(10_000))
+    owner.index.make_room(np.array(keys))
+    num_bytes = owner.index.memory_bytes
+    owner.check(absent=keys)
+    for start in range(0, 10_000, 100):
+        owner.insert(keys[start : start + 100])
+    assert owner.index.memory_bytes == num_bytes
+    owner.check()
+
+
+def test_room_for_keys_that_collide_on_purpose_is_refused():
+    owner = Owner(partition_cells=64)
+    keys = colliding_keys(100)
+    with pytest.raises(BankFullError, match="choose other keys"):
+        owner.index.make_room(np.array(keys))
+    owner.insert([1, 2, 3])
+    owner.check(absent=keys)

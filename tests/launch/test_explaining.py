@@ -27,7 +27,7 @@ def test_each_field_is_told_with_its_author_step_and_time(bank):
     assert lines[0] == "row 7 of table 'nodes'"
     assert re.fullmatch(
         r"  label = \[0.25 0.5 0.25\] peak at 1  "
-        rf"\(version 1 by maker/0 from step 40 of clock 'main', {WHEN}\)",
+        rf"\(version 1 by maker/0 from step 40, {WHEN}\)",
         lines[1],
     )
     assert lines[2] == "  degree = 0  (initial value, never written)"
