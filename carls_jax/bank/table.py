@@ -158,9 +158,8 @@ class Table:
         ids = as_keys(self.spec, keys)
         arrays = as_values(self.spec, gradients, num_keys=ids.size)
         by = self._author(step, clock, source)
-        applied = self.bank.apply(
-            changes.push(self.name, ids, arrays, by=by, combine=combine, create=create)
-        )
+        change = changes.push(self.name, ids, arrays, by=by, combine=combine, create=create)
+        applied = self.bank.apply(change)
         self._count("push", arrays)
         return applied
 
@@ -223,12 +222,8 @@ class Table:
             block_rows = self._block_rows(names)
         if not 1 <= block_rows <= 1 << 20:
             raise InvalidInputError(f"block_rows={block_rows}: allowed is 1 to 2**20")
-        request = pb.Scan(
-            table=self.name,
-            fields=names,
-            metadata=requests.checked_metadata(metadata),
-            num_rows=block_rows,
-        )
+        kinds = requests.checked_metadata(metadata)
+        request = pb.Scan(table=self.name, fields=names, metadata=kinds, num_rows=block_rows)
         while True:
             rows, request.start = self.bank.scan(request)
             self._count("scan", rows.values)

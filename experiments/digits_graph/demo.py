@@ -60,6 +60,7 @@ def main() -> int:
     if options.workdir.exists():
         shutil.rmtree(options.workdir)  # a demo begins anew; `carls-jax launch` would resume
     options.workdir.mkdir(parents=True)
+    metrics.write_run_record(options.workdir, {"file": str(CONFIG), "variants": VARIANTS})
     steps = [f"digits.num_steps={options.num_steps}"] if options.num_steps else []
     began = time.monotonic()
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
