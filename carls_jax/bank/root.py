@@ -54,6 +54,11 @@ class BankRoot:
                     f"root={path} belongs to {_shown(kept)}, not to {_shown(expected)}: give "
                     "another root"
                 )
+            if not kept and (path / "snapshots").exists():
+                raise BankIdentityError(
+                    f"root={path} holds snapshots, but bank.json, which says of which bank, is "
+                    "missing or empty: put it back, or give another root"
+                )
             if not kept:
                 _keep(path / "bank.json", expected)
             self.bank_id = str(expected["bank_id"])

@@ -31,6 +31,7 @@ from carls_jax.bank.values import check_keys, check_values
 from carls_jax.errors import (
     BankClosedError,
     BankIdentityError,
+    CarlsError,
     InvalidInputError,
     SnapshotNotFoundError,
 )
@@ -97,9 +98,15 @@ class ShardedBank(Bank):
             )
         self._check(change)
         parts = self._split(change.keys)
-        applied = self._ask(
-            parts, lambda part: shards[part.shard].apply(_part_of(change, part.positions))
-        )
+        try:
+            applied = self._ask(
+                parts, lambda part: shards[part.shard].apply(_part_of(change, part.positions))
+            )
+        except CarlsError as error:
+            if len(parts) == 1:
+                raise
+            message = f"{error}. Other shards may have applied their part of this change"
+            raise type(error)(message) from error
         by = change.header.author
         if by.step != changes.NO_STEP:
             # Shards that got no row learn the step all the same, so that all measure ages alike.

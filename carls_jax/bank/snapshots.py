@@ -135,7 +135,8 @@ class SnapshotStore:
 
         Raises:
           SnapshotNotFoundError: None is so named; the message lists those there are.
-          SnapshotCorruptError: Its manifest is damaged. Rows are checked as they are read.
+          SnapshotCorruptError: Its manifest, or that of one that may be it, is damaged. Rows are
+            checked as they are read.
           BankIdentityError: It is of another bank.
         """
         if isinstance(snapshot, SnapshotIdentity):
@@ -145,6 +146,12 @@ class SnapshotStore:
             return self._load(uuid)
         listed = self.list()
         found = find_snapshot(listed, snapshot)
+        damaged = sorted(set(self._uuids()) - {one.uuid for one in listed})
+        if found is None and damaged:
+            raise SnapshotCorruptError(
+                f"no readable snapshot {uuid!r} in {self._directory}; the manifests of these are "
+                f"damaged: {', '.join(damaged)}"
+            )
         if found is None:
             there = ", ".join(f"{one.label} ({one.uuid})" for one in listed) or "none"
             raise SnapshotNotFoundError(

@@ -142,8 +142,8 @@ class TableShard:
         if self._num_rows + keys.size > self._max_rows:
             raise BankFullError(
                 f"table {self.spec.name!r} holds {self._num_rows} of at most {self._max_rows} "
-                f"rows; {keys.size} more do not fit. Nothing was changed; raise max_rows or delete "
-                "rows"
+                f"rows; {keys.size} more do not fit, so none of them was written: raise "
+                "max_rows or delete rows"
             )
         author = self._author(source)
         index = self._indexes.get(author)

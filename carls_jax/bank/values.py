@@ -62,6 +62,11 @@ def as_values(
       ShapeError: An array is not `[num_keys, *field.shape]`.
       DtypeError: An array would lose its meaning in the field's dtype.
     """
+    if not isinstance(values, Mapping):
+        raise InvalidInputError(
+            f"values={type(values).__name__}: give a dict of arrays by field, such as "
+            f"{{{next(iter(spec.fields))!r}: ...}}"
+        )
     _check_some(spec, values)
     return {
         name: _as_field(spec.field(name), name, value, num_keys) for name, value in values.items()

@@ -31,7 +31,7 @@ class Scale:
     num_neighbors: tuple[int, ...] = (1, 4, 16, 64)
     min_step_ms: float = 10.0
     block_steps: int = 4
-    budget_s: float = 6.0
+    budget_s: float = 8.0
 
 
 QUICK = Scale(num_rows=1000, num_neighbors=(1, 2), min_step_ms=0.0, block_steps=2, budget_s=0.1)

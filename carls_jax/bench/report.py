@@ -20,6 +20,8 @@ Samples = NDArray[np.float64]
 
 # With fewer samples the 99th percentile is no more than the longest.
 _MIN_FOR_P99 = 100
+# Between contestants in a plot, where works are 1 apart.
+_BESIDE = 0.06
 
 
 @dataclass(frozen=True)
@@ -140,14 +142,20 @@ def _number(value: float | None) -> str:
 
 def _draw(axes: Axes, results: Sequence[Result]) -> None:
     works = list(dict.fromkeys(one.work for one in results))
-    for what in dict.fromkeys(one.what for one in results):
+    contestants = list(dict.fromkeys(one.what for one in results))
+    for number, what in enumerate(contestants):
         mine = [one for one in results if one.what == what]
-        places = [works.index(one.work) for one in mine]
+        # Side by side, so that no whisker hides another.
+        beside = _BESIDE * (number - (len(contestants) - 1) / 2)
+        places = [works.index(one.work) + beside for one in mine]
         below = [one.median - one.p10 for one in mine]
         above = [one.p90 - one.median for one in mine]
         medians = [one.median for one in mine]
-        axes.errorbar(places, medians, yerr=[below, above], marker="o", capsize=4, label=what)
+        axes.errorbar(places, medians, yerr=[below, above], fmt="o", capsize=4, label=what)
     axes.set_xticks(range(len(works)), works)
+    axes.set_xlim(-0.5, len(works) - 0.5)
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:,.9g}")
+    axes.yaxis.set_minor_formatter("{x:,.9g}" if len(works) == 1 else "")
     axes.grid(visible=True, which="both", axis="y", alpha=0.3)
     axes.legend()

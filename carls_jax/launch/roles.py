@@ -16,6 +16,7 @@ from carls_jax.launch.addresses import resolve
 from carls_jax.launch.atomic_file import replace_text
 from carls_jax.launch.experiment import Loaded
 from carls_jax.launch.serving import address_name, stopped_by_signals
+from carls_jax.launch.status import claim
 from carls_jax.makers import MakerLoop, MakerRunner
 from carls_jax.metrics import MetricsWriter
 from carls_jax.training.checkpointing import TRAINER
@@ -66,6 +67,8 @@ def run_maker(loaded: Loaded, workdir: Path, *, name: str, worker: int) -> None:
 def run_trainer(loaded: Loaded, workdir: Path) -> dict[str, Any]:
     """Runs the experiment's training loop and writes what it returns to `workdir/result.json`."""
     with ExitStack() as held:
+        # A second trainer would put the bank back under the first one.
+        held.enter_context(claim(workdir, "trainer"))
         bank = held.enter_context(connect_to(workdir, loaded, source="trainer"))
         metrics = held.enter_context(MetricsWriter(workdir / "metrics", "trainer-0"))
         session = training.Session(
@@ -116,6 +119,7 @@ def train(loaded: Loaded, session: training.Session) -> dict[str, Any]:
 @contextmanager
 def connect_to(workdir: Path, loaded: Loaded, *, source: str) -> Iterator[Bank]:
     """Connects to the bank that serves a workdir, waits for it and makes the tables."""
+    print(f"waiting for the bank of {workdir}", flush=True)
     addresses = [
         resolve(workdir, address_name(index), timeout_s=READY_TIMEOUT_S)
         for index in range(loaded.run.num_shards)

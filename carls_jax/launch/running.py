@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ def run_experiment(
 ) -> Outcome:
     """Runs an experiment to its end and shows its progress. A run in `workdir` goes on.
 
+    One that has a result is not run again, unless `accept_changes` is given.
+
     Args:
       loaded: The experiment.
       workdir: Directory of the run, made if it is not there.
@@ -42,6 +45,9 @@ def run_experiment(
     workdir = workdir.absolute()
     if not accept_changes:
         check_unchanged(loaded, workdir)
+        if (workdir / "result.json").exists():
+            print(f"the run in {workdir} had finished already", file=sys.stderr)
+            return Outcome(exit_code=0, restarts={}, duration_s=0.0)
     if loaded.run.mode == "inline":
         return _run_inline(loaded, workdir, accept_changes=accept_changes)
     # An accelerator belongs to one process, the trainer; this one only asks which makers there are.

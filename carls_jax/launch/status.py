@@ -71,18 +71,19 @@ def read_processes(workdir: str | os.PathLike[str]) -> list[ReplicaStatus]:
 
 
 @contextlib.contextmanager
-def claim(workdir: Path) -> Iterator[None]:
-    """Holds a workdir, so that no second launcher works in it.
+def claim(workdir: Path, who: Literal["launch", "trainer"] = "launch") -> Iterator[None]:
+    """Holds a workdir, so that no second launcher, or no second trainer, works in it.
 
-    The system drops the claim with the process, so a killed launcher leaves none behind.
+    The system drops the claim with the process, so a killed one leaves none behind.
 
     Raises:
-      LaunchError: Another launcher holds it.
+      LaunchError: Another process holds it.
     """
-    with (workdir / "launch.lock").open("w") as lock:
+    with (workdir / f"{who}.lock").open("w") as lock:
         if not _try_lock(lock):
+            name = "launcher" if who == "launch" else who
             raise LaunchError(
-                f"another launcher already works in {workdir}; stop it, or give another workdir"
+                f"another {name} already works in {workdir}; stop it, or give another workdir"
             )
         yield
 

@@ -17,7 +17,8 @@ class Maker:
     """Describes a maker; made by the decorator `maker`.
 
     Attributes:
-      name: The name under which it writes.
+      name: Its worker i writes as source "NAME/i", such as "smooth/0"; the authors of a per-source
+        table are called so too.
       function: `refresh(ctx)` or `make(ctx, keys)`.
       reads: Tables that it reads.
       writes: By table, the fields that it writes.
@@ -83,7 +84,7 @@ def maker(
     Args:
       writes: By table, the field or fields that it writes.
       reads: The table or tables that it reads. They must exist when it runs; it orders nothing.
-      name: None: the function's name.
+      name: Worker i writes as source "NAME/i". None: the function's name.
       keys: For `make`: `keys(data)` gives the keys. None: the keys of the table that it writes.
       batch_size: For `make`: keys per call.
 

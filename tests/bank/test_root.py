@@ -120,3 +120,12 @@ def test_a_killed_process_leaves_its_directory_free(tmp_path: Path) -> None:
         process.kill()
         process.wait(30)
     open_root(tmp_path)
+
+
+def test_a_root_that_lost_its_identity_does_not_take_a_new_one(tmp_path: Path) -> None:
+    open_root(tmp_path).close()
+    (tmp_path / "snapshots").mkdir()
+    for lose in (lambda path: path.write_text("{}"), Path.unlink):
+        lose(tmp_path / "bank.json")
+        with pytest.raises(BankIdentityError, match=r"holds snapshots, but bank.json"):
+            open_root(tmp_path)

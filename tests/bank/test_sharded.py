@@ -17,6 +17,7 @@ from carls_jax.bank.server import BankServer
 from carls_jax.bank.sharded import ShardedBank
 from carls_jax.bank.specs import Field, TableSpec
 from carls_jax.errors import (
+    BankFullError,
     BankIdentityError,
     BankUnavailableError,
     InvalidInputError,
@@ -213,3 +214,16 @@ def test_counts_are_added_and_clocks_are_the_highest(
     assert stats.tables["t"].rows_written == {"job": 30}
     assert stats.tables["t"].counters["rows_updated"] == 30
     assert stats.sequence == max(shard.stats().sequence for shard in shards)
+
+
+def test_a_change_that_only_some_shards_could_apply_says_so(bank: ShardedBank) -> None:
+    keys = np.arange(200)
+    shard = shard_of(keys, 3)
+    table = bank.table(TableSpec("small", {"x": Field(())}, max_rows=5))
+    too_many = np.concatenate([keys[shard == 0][:9], keys[shard == 1][:2]])
+    with pytest.raises(BankFullError, match="Other shards may have applied their part"):
+        table.update(too_many, {"x": np.zeros(11)})
+    assert len(table) == 2
+    with pytest.raises(BankFullError) as caught:
+        table.update(keys[shard == 0][:9], {"x": np.zeros(9)})
+    assert "Other shards" not in str(caught.value)

@@ -498,6 +498,8 @@ def test_a_garbage_manifest_is_logged_and_not_listed(
     assert caplog.record_tuples[0][1] == logging.WARNING
     assert str(path) in caplog.text
     assert_corrupt(store, damaged, f"{path} is no manifest")
+    with pytest.raises(SnapshotCorruptError, match=f"damaged: {damaged.uuid}"):
+        store.read("a label that may have been its")
     write(store, created_at=2.0)
     assert path.exists()  # damaged is not half-written: only `delete` removes it
     store.delete(damaged.uuid)

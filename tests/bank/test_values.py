@@ -169,3 +169,9 @@ def test_a_number_too_large_for_the_field_is_not_finite() -> None:
     values = as_values(INTS, {"x": [[1e300, 1.0]]}, num_keys=1)
     with pytest.raises(NonFiniteError, match="too large for float32"):
         check_values(INTS, values, num_keys=1)
+
+
+def test_values_that_are_no_dict_are_refused() -> None:
+    spec = TableSpec("t", {"x": Field((2,))})
+    with pytest.raises(InvalidInputError, match=r"values=ndarray: give a dict .*'x'"):
+        as_values(spec, np.zeros((3, 2)), num_keys=3)  # type: ignore[arg-type]

@@ -31,6 +31,11 @@ def test_an_inline_run_shows_its_metrics_and_goes_on_with_changes_only_if_they_a
     ]
     assert not logging.getLogger("carls_jax.metrics").isEnabledFor(logging.DEBUG)
 
+    before = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    assert run_experiment(load(TINY, INLINE), tmp_path / "run").exit_code == 0
+    assert "had finished already" in capfd.readouterr().err
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
+
     longer = load(TINY, [*INLINE, "num_steps=10"])
     with pytest.raises(ConfigError, match="num_steps was 6, is 10"):
         run_experiment(longer, tmp_path / "run")

@@ -27,3 +27,14 @@ def test_a_workdir_has_one_launcher_at_a_time(tmp_path):
     assert not is_launched(tmp_path)
     with status.claim(tmp_path):
         pass
+
+
+def test_a_second_trainer_is_refused_but_a_launcher_is_not(tmp_path):
+    with status.claim(tmp_path, "trainer"), status.claim(tmp_path):  # noqa: SIM117
+        with (
+            pytest.raises(LaunchError, match="another trainer already works in"),
+            status.claim(tmp_path, "trainer"),
+        ):
+            pass
+    with status.claim(tmp_path, "trainer"):
+        pass
