@@ -107,11 +107,8 @@ def _collect(processes: set[str]) -> Callable[[LaunchEvent], None]:
 
 
 def _kill_a_maker(loaded: Loaded, workdir: Path, stop: threading.Event) -> None:
-    """Kills a maker, as the system does when memory is short, once a third of the steps is done.
-
-    That leaves time to see it recover: a maker takes some seconds to start.
-    """
-    threshold = loaded.config.digits.num_steps // 3
+    """Kills a maker, as the system does when memory is short, half-way through the run."""
+    threshold = loaded.config.digits.num_steps // 2
     position = 0
     while not stop.wait(0.05):
         lines, position = metrics.read(workdir / "metrics" / "trainer-0.jsonl", position)
