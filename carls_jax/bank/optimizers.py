@@ -128,6 +128,10 @@ def optimizer(
                 f"the batch that it came in. Allowed are {', '.join(KERNELS)}, each with clip=... "
                 "and clip_row_norm=..."
             )
+    if not isinstance(name, str):
+        raise OptimizerNotAllowedError(
+            f"optimizer({name!r}): give a name, one of {', '.join(sorted(KERNELS))}"
+        )
     if name not in KERNELS:
         raise OptimizerNotAllowedError(f"optimizer({name!r}) is unknown{nearest(name, KERNELS)}")
     own = ("learning_rate", "clip", "clip_row_norm")

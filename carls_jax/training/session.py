@@ -88,7 +88,7 @@ class Session:
 
     @property
     def staleness(self) -> Staleness:
-        """How old all was that the steps of this session read."""
+        """How old all was that the steps so far read."""
         return self._meter.staleness
 
     def begin(self, state: Any) -> Any:

@@ -2,7 +2,7 @@
 
     carls-jax launch --config experiments/digits_graph/config.py --workdir runs/digits
 
-25 s on 2 cores; test accuracy about 0.96 (labels alone: 0.84). See README.md beside this file.
+26 s on 2 cores; test accuracy about 0.96 (labels alone: 0.84). See README.md beside this file.
 """
 
 from __future__ import annotations

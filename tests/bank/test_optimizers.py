@@ -228,3 +228,8 @@ def test_refuses_hyperparameters_that_are_unknown_or_cannot_work(name, hyperpara
 def test_refuses_rows_that_are_not_float32_or_float64(dtype):
     with pytest.raises(DtypeError, match=f"of dtype {dtype}: allowed are float32 and float64"):
         row_optimizer(optimizer("sgd", learning_rate=0.1), (2,), dtype)
+
+
+def test_an_optimizer_that_is_a_function_and_no_name_is_refused():
+    with pytest.raises(OptimizerNotAllowedError, match="give a name, one of adagrad, adam"):
+        optimizer(len, learning_rate=0.1)
