@@ -42,21 +42,22 @@ def read_and_push(body: LookupBody, words: jax.Array, handle: jax.Array) -> Rows
     return read(body, words)
 
 
-def _forward(body: LookupBody, words: Any, handle: Any) -> tuple[Rows, tuple[jax.Array, Any]]:
-    del handle
+def _forward(body: LookupBody, words: Any, handle: Any) -> tuple[Rows, Any]:
     rows = read(body, words.value)
-    return rows, (words.value, rows.present)
+    return rows, (words.value, rows.present, handle.value)
 
 
 def _backward(
-    body: LookupBody, kept: tuple[jax.Array, dict[str, jax.Array]], cotangents: Rows
+    body: LookupBody,
+    kept: tuple[jax.Array, dict[str, jax.Array], jax.Array],
+    cotangents: Rows,
 ) -> tuple[None, jax.Array]:
-    words, present = kept
+    words, present, handle = kept
     for name in trained_fields(body):
         cotangent = cotangents.values[name]
         if not isinstance(cotangent, SymbolicZero):
             _push(body, name, device_words.keep_keys(words, present[name]), _once(cotangent))
-    return None, jnp.zeros((), jnp.float32)
+    return None, jnp.zeros_like(handle)
 
 
 read_and_push.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -41,7 +41,14 @@ def lookup(
 
     * `vmap`: one call of the bank for all.
     * `grad`: once; a derivative of a derivative, and forward mode, raise.
-    * `jax.checkpoint`: looks up again in the backward pass; `policy=hooks.save_lookups` does not.
+    * `jax.checkpoint`: looks up again in the backward pass, and pushes once. JAX may then make the
+      first lookup after the push, and give the loss of rows that have moved; with
+      `policy=hooks.save_lookups` there is one lookup, before the push.
+    * `jax.shard_map`: each device asks and pushes for its own keys, at its own time, so that it may
+      see what another has pushed. Where JAX knows that keys are equal on several devices, the first
+      asks and pushes for all; all must come to it, so no branch that one takes alone. (A device
+      alone asks with `jax.lax.pcast(keys, axes, to="varying")`.) With `check_vma=False` JAX does
+      not know: each device asks, and pushes its part of the gradient.
 
     Args:
       table: A table of one author for each key.
@@ -60,7 +67,9 @@ def lookup(
       The rows. If the bank fails none is found, and `hooks.check` raises the error.
 
     Raises:
-      InvalidInputError: An argument cannot work, or no field has an optimizer for the handle.
+      InvalidInputError: An argument cannot work, no field has an optimizer for the handle, or JAX
+        calls no host from here: outside jit with arrays on several devices, or in a `shard_map`
+        over some of its mesh's axes.
       FieldNotFoundError: A field does not exist.
       CarlsError: A hook of this bank failed before; as `hooks.check`.
     """

@@ -19,7 +19,7 @@ from carls_jax.hooks.bodies import WriteBody
 
 
 class Receipt(NamedTuple):
-    """Tells that a write is over.
+    """Tells that a write is over; in a `jax.shard_map` of parts, each device's of its own part.
 
     Attributes:
       ok: bool scalar, it was done.
@@ -49,6 +49,9 @@ def update(
     * `vmap`: one change for all, or one for each different step.
     * `grad`: the values are constants to it.
     * `jax.checkpoint`: refused by JAX (NotImplementedError); write outside it.
+    * `jax.shard_map`: as `hooks.lookup`: each device writes its own part, and what JAX knows to be
+      equal on several devices is written once, by the first; all must come to it. With
+      `check_vma=False` every device writes what it has, equal or not.
 
     Args:
       table: Where to write.
@@ -61,7 +64,8 @@ def update(
       A receipt. If the bank fails `ok` is False, and `hooks.check` raises the error.
 
     Raises:
-      FieldNotFoundError, InvalidInputError: An argument cannot work.
+      FieldNotFoundError, InvalidInputError: An argument cannot work, or JAX calls no host from
+        here; as `hooks.lookup`.
       CarlsError: A hook of this bank failed before; as `hooks.check`.
     """
     return _write("update", table, keys, values, step=step, clock=clock)

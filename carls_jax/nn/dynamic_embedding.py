@@ -19,7 +19,8 @@ class DynamicEmbedding(nnx.Module):
 
     The vocabulary is open: a key that was never seen gets its initial row. The bank's optimizer for
     the field moves the rows, so the model's optimizer must not: the only parameter here is a zero
-    that stays zero, and leaving it out of what is differentiated freezes the rows.
+    that stays zero, and leaving it out of what is differentiated freezes the rows. What `vmap`,
+    `jax.checkpoint` (`nnx.remat`) and `shard_map` do is told at `hooks.lookup`.
 
     Attributes:
       handle: float32 scalar, the handle of `hooks.lookup`.

@@ -242,3 +242,23 @@ def test_the_answer_to_a_device_of_a_shard_map_is_typed_as_equal_on_all() -> Non
     run(jax.shard_map(function, mesh=mesh, in_specs=P("data"), out_specs=P("data")), rows)
 
     assert seen == {"asked": frozenset({"data"}), "answered": frozenset()}
+
+
+@pytest.mark.parametrize(("check_vma", "gradient"), [(True, 1.0), (False, 2.0)])
+def test_without_check_vma_the_gradient_of_a_sum_over_devices_is_as_often_too_large(
+    check_vma: bool, gradient: float
+) -> None:
+    """It is right if the gradient is taken outside of `jax.shard_map`."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+
+    def total(x: jax.Array) -> jax.Array:
+        return jax.lax.psum(x.sum(), "data")
+
+    def sharded(function: Callable[..., Any], out: P) -> Callable[..., Any]:
+        return jax.shard_map(
+            function, mesh=mesh, in_specs=P("data"), out_specs=out, check_vma=check_vma
+        )
+
+    x = jnp.ones(2)
+    assert run(sharded(jax.grad(total), P("data")), x).tolist() == [gradient] * 2
+    assert run(jax.grad(sharded(total, P())), x).tolist() == [1.0] * 2

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from carls_jax import hooks
 from carls_jax.bank import Field, LocalBank, Table, TableSpec
@@ -15,6 +17,8 @@ from carls_jax.bank import initializers as init
 from carls_jax.bank.optimizers import optimizer
 from carls_jax.errors import BankClosedError, FieldNotFoundError, InvalidInputError
 from carls_jax.nn import DynamicEmbedding
+
+Loss = Callable[[DynamicEmbedding, jax.Array], jax.Array]
 
 VOCABULARY = 6
 RATE = 0.5
@@ -200,6 +204,53 @@ def test_the_layer_survives_split_merge_and_clone(table: Table) -> None:
 
     np.testing.assert_array_equal(merged(keys), layer(keys))
     np.testing.assert_array_equal(nnx.clone(layer)(keys), layer(keys))
+
+
+def bag_loss(layer: DynamicEmbedding, keys: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.sin(layer(keys)))
+
+
+def on_devices(layer: DynamicEmbedding, keys: jax.Array) -> jax.Array:
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    sharded = nnx.shard_map(
+        lambda layer, keys: jax.lax.psum(bag_loss(layer, keys), "data"),
+        mesh=mesh,
+        in_specs=(P(), P("data")),
+        out_specs=P(),
+    )
+    return sharded(layer, keys)
+
+
+def in_turns(layer: DynamicEmbedding, keys: jax.Array) -> jax.Array:
+    axes = (nnx.StateAxes({...: None}), 0)
+    return nnx.scan(bag_loss, in_axes=axes, out_axes=0)(layer, keys).sum()
+
+
+@pytest.mark.parametrize(
+    ("transformed", "calls"),
+    [
+        (lambda layer, keys: nnx.vmap(bag_loss, in_axes=(None, 0))(layer, keys).sum(), (1, 1)),
+        (in_turns, (4, 4)),
+        (nnx.remat(bag_loss), (2, 1)),
+        (nnx.remat(bag_loss, policy=hooks.save_lookups), (1, 1)),
+        (on_devices, (2, 2)),
+    ],
+    ids=["vmap", "scan", "remat", "saved", "shard_map"],
+)
+def test_rows_move_once_whatever_nnx_makes_of_the_layer(
+    table: Table, transformed: Loss, calls: tuple[int, int]
+) -> None:
+    keys = np.arange(8, dtype=np.int32)
+    rows = table.lookup(keys, fields=("embedding",), create=True)["embedding"]
+    before = counters(table)
+
+    step = nnx.jit(nnx.value_and_grad(transformed))
+    step(DynamicEmbedding(table), jnp.asarray(keys.reshape(4, 2)))
+
+    after = counters(table)
+    assert (after[0] - before[0], after[1] - before[1]) == calls
+    moved = table.lookup(keys)["embedding"]
+    np.testing.assert_allclose(moved, rows - RATE * np.cos(rows), rtol=1e-5, atol=1e-6)
 
 
 def test_a_bank_closed_between_steps_stops_the_training(table: Table) -> None:
