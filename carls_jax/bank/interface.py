@@ -9,16 +9,18 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from carls_jax.bank import changes
+from carls_jax.bank import changes, joining
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank.changes import DEFAULT_CLOCK, Change, Keys
+from carls_jax.bank.joining import Followed
 from carls_jax.bank.rows import Rows, Written
 from carls_jax.bank.specs import TableSpec, check_name
-from carls_jax.errors import TableNotFoundError
-from carls_jax.metrics import Ledger
+from carls_jax.errors import InvalidInputError, TableNotFoundError
+from carls_jax.metrics import Flow, Ledger
 
 if TYPE_CHECKING:
     from carls_jax.bank.table import Table
+    from carls_jax.bank.table_shard import TableShard
 
 # Raised by any change that an older client or server would misunderstand.
 PROTOCOL_VERSION = 1
@@ -192,6 +194,49 @@ class Bank(abc.ABC):
     @abc.abstractmethod
     def lookup(self, request: pb.Lookup, keys: Keys) -> Rows:
         """Reads rows; `Table.lookup` is the friendly form."""
+
+    @abc.abstractmethod
+    def follow(self, request: pb.Follow, keys: Keys, held: Keys = changes.NO_KEYS) -> Followed:
+        """Reads the rows whose keys are the values of other rows, and counts them in the ledger.
+
+        On one server it is one round trip.
+
+        Args:
+          request: The lookups; each but the first has what the one before found as keys.
+          keys: int64 `[n]`, of the first lookup.
+          held: int64 `[h]`, keys whose rows of the last lookup are not wanted again.
+
+        Raises:
+          InvalidInputError, NotFoundError: A lookup is impossible, or leads to too many rows; the
+            message says which and why.
+        """
+
+    def _count(self, request: pb.Lookup, rows: Rows) -> None:
+        for name, values in rows.values.items():
+            self.ledger.add(
+                Flow(self.source, request.table, name, "lookup"),
+                num_bytes=values.nbytes,
+                num_rows=values.shape[0],
+            )
+
+    def _counted(self, lookup: joining.Lookup) -> joining.Lookup:
+        """Returns a lookup that is counted in the ledger."""
+
+        def counted(request: pb.Lookup, keys: Keys) -> Rows:
+            rows = lookup(request, keys)
+            self._count(request, rows)
+            return rows
+
+        return counted
+
+    def share(self, table: str) -> tuple[BankIdentity, TableShard]:
+        """Returns a table itself, for a server that lets other processes read its memory.
+
+        Raises:
+          TableNotFoundError: There is no such table here.
+          InvalidInputError: This bank holds no tables in this process.
+        """
+        raise InvalidInputError(f"table={table!r}: {type(self).__name__} holds no tables itself")
 
     @abc.abstractmethod
     def history(self, request: pb.History, keys: Keys) -> list[list[Written]]:

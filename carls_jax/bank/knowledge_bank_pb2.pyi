@@ -33,7 +33,7 @@ class ArrayHeader(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("protocol_version", "bank_id", "arrays", "hello", "change", "lookup", "history", "scan", "describe", "take_snapshot", "list_snapshots", "restore")
+    __slots__ = ("protocol_version", "bank_id", "arrays", "hello", "change", "lookup", "history", "scan", "describe", "take_snapshot", "list_snapshots", "restore", "follow")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     BANK_ID_FIELD_NUMBER: _ClassVar[int]
     ARRAYS_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class Request(_message.Message):
     TAKE_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     LIST_SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
     RESTORE_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     bank_id: str
     arrays: _containers.RepeatedCompositeFieldContainer[ArrayHeader]
@@ -58,10 +59,11 @@ class Request(_message.Message):
     take_snapshot: TakeSnapshot
     list_snapshots: ListSnapshots
     restore: Restore
-    def __init__(self, protocol_version: _Optional[int] = ..., bank_id: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[ArrayHeader, _Mapping]]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., lookup: _Optional[_Union[Lookup, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., scan: _Optional[_Union[Scan, _Mapping]] = ..., describe: _Optional[_Union[Describe, _Mapping]] = ..., take_snapshot: _Optional[_Union[TakeSnapshot, _Mapping]] = ..., list_snapshots: _Optional[_Union[ListSnapshots, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ...) -> None: ...
+    follow: Follow
+    def __init__(self, protocol_version: _Optional[int] = ..., bank_id: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[ArrayHeader, _Mapping]]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., lookup: _Optional[_Union[Lookup, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., scan: _Optional[_Union[Scan, _Mapping]] = ..., describe: _Optional[_Union[Describe, _Mapping]] = ..., take_snapshot: _Optional[_Union[TakeSnapshot, _Mapping]] = ..., list_snapshots: _Optional[_Union[ListSnapshots, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("incarnation", "arrays", "identity", "applied", "looked_up", "history", "scanned", "description", "snapshot", "snapshots")
+    __slots__ = ("incarnation", "arrays", "identity", "applied", "looked_up", "history", "scanned", "description", "snapshot", "snapshots", "followed")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ARRAYS_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +74,7 @@ class Reply(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    FOLLOWED_FIELD_NUMBER: _ClassVar[int]
     incarnation: str
     arrays: _containers.RepeatedCompositeFieldContainer[ArrayHeader]
     identity: Identity
@@ -82,7 +85,8 @@ class Reply(_message.Message):
     description: Description
     snapshot: Snapshot
     snapshots: Snapshots
-    def __init__(self, incarnation: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[ArrayHeader, _Mapping]]] = ..., identity: _Optional[_Union[Identity, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., looked_up: _Optional[_Union[LookedUp, _Mapping]] = ..., history: _Optional[_Union[LookedUp, _Mapping]] = ..., scanned: _Optional[_Union[Scanned, _Mapping]] = ..., description: _Optional[_Union[Description, _Mapping]] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., snapshots: _Optional[_Union[Snapshots, _Mapping]] = ...) -> None: ...
+    followed: Followed
+    def __init__(self, incarnation: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[ArrayHeader, _Mapping]]] = ..., identity: _Optional[_Union[Identity, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., looked_up: _Optional[_Union[LookedUp, _Mapping]] = ..., history: _Optional[_Union[LookedUp, _Mapping]] = ..., scanned: _Optional[_Union[Scanned, _Mapping]] = ..., description: _Optional[_Union[Description, _Mapping]] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., snapshots: _Optional[_Union[Snapshots, _Mapping]] = ..., followed: _Optional[_Union[Followed, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ()
@@ -113,7 +117,7 @@ class Author(_message.Message):
     def __init__(self, step: _Optional[int] = ..., clock: _Optional[str] = ..., source: _Optional[str] = ..., updated_at: _Optional[float] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("table", "author", "create_table", "create_rows", "update", "push", "delete", "advance")
+    __slots__ = ("table", "author", "create_table", "create_rows", "update", "push", "delete", "advance", "flush")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     AUTHOR_FIELD_NUMBER: _ClassVar[int]
     CREATE_TABLE_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +126,7 @@ class Change(_message.Message):
     PUSH_FIELD_NUMBER: _ClassVar[int]
     DELETE_FIELD_NUMBER: _ClassVar[int]
     ADVANCE_FIELD_NUMBER: _ClassVar[int]
+    FLUSH_FIELD_NUMBER: _ClassVar[int]
     table: str
     author: Author
     create_table: CreateTable
@@ -130,7 +135,8 @@ class Change(_message.Message):
     push: Push
     delete: Delete
     advance: Advance
-    def __init__(self, table: _Optional[str] = ..., author: _Optional[_Union[Author, _Mapping]] = ..., create_table: _Optional[_Union[CreateTable, _Mapping]] = ..., create_rows: _Optional[_Union[CreateRows, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., delete: _Optional[_Union[Delete, _Mapping]] = ..., advance: _Optional[_Union[Advance, _Mapping]] = ...) -> None: ...
+    flush: Flush
+    def __init__(self, table: _Optional[str] = ..., author: _Optional[_Union[Author, _Mapping]] = ..., create_table: _Optional[_Union[CreateTable, _Mapping]] = ..., create_rows: _Optional[_Union[CreateRows, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., delete: _Optional[_Union[Delete, _Mapping]] = ..., advance: _Optional[_Union[Advance, _Mapping]] = ..., flush: _Optional[_Union[Flush, _Mapping]] = ...) -> None: ...
 
 class CreateTable(_message.Message):
     __slots__ = ("spec_json",)
@@ -163,6 +169,12 @@ class Delete(_message.Message):
 class Advance(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Flush(_message.Message):
+    __slots__ = ("fields",)
+    FIELDS_FIELD_NUMBER: _ClassVar[int]
+    fields: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, fields: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Applied(_message.Message):
     __slots__ = ("sequence", "num_created", "num_deleted", "num_kept")
@@ -209,6 +221,18 @@ class LookedUp(_message.Message):
     source_names: _containers.RepeatedScalarFieldContainer[str]
     clock_names: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, num_created: _Optional[int] = ..., sources: _Optional[_Iterable[str]] = ..., source_names: _Optional[_Iterable[str]] = ..., clock_names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Follow(_message.Message):
+    __slots__ = ("links",)
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    links: _containers.RepeatedCompositeFieldContainer[Lookup]
+    def __init__(self, links: _Optional[_Iterable[_Union[Lookup, _Mapping]]] = ...) -> None: ...
+
+class Followed(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: LookedUp
+    def __init__(self, rows: _Optional[_Union[LookedUp, _Mapping]] = ...) -> None: ...
 
 class History(_message.Message):
     __slots__ = ("table", "field", "source")

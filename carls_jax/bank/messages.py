@@ -24,6 +24,7 @@ from carls_jax.bank.interface import (
     SnapshotIdentity,
     TableStats,
 )
+from carls_jax.bank.joining import Followed
 from carls_jax.bank.rows import METADATA, Rows, Written
 from carls_jax.bank.specs import TableSpec
 from carls_jax.bank.wire import Arrays
@@ -123,6 +124,20 @@ def unpack_rows(message: pb.LookedUp, keys: Keys, arrays: Arrays) -> Rows:
         sources=tuple(message.sources),
         num_created=message.num_created,
     )
+
+
+def pack_followed(followed: Followed) -> tuple[pb.Followed, Arrays]:
+    """Turns what a chain of lookups found into its message and arrays."""
+    rows, arrays = pack_rows(followed.rows)
+    return pb.Followed(rows=rows), {"keys": followed.keys, "places": followed.places, **arrays}
+
+
+def unpack_followed(message: pb.Followed, arrays: Arrays) -> Followed:
+    """Undoes `pack_followed`."""
+    of_rows = dict(arrays)
+    keys, places = of_rows.pop("keys"), of_rows.pop("places")
+    num_rows = of_rows["found"].shape[0]
+    return Followed(keys, places, unpack_rows(message.rows, keys[:num_rows], of_rows))
 
 
 def _texts(names: Sequence[str], numbers: NDArray[Any]) -> NDArray[Any]:

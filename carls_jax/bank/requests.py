@@ -1,12 +1,59 @@
-"""Checks what a user asks of a table before it is sent."""
+"""Checks what a user asks of a table, and makes the request for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from carls_jax.bank import changes
+from carls_jax.bank import knowledge_bank_pb2 as pb
+from carls_jax.bank.changes import DEFAULT_CLOCK, NO_STEP
 from carls_jax.bank.rows import METADATA
 from carls_jax.bank.specs import TableSpec, check_name
 from carls_jax.errors import InvalidInputError
+
+
+def lookup(
+    spec: TableSpec,
+    *,
+    me: str,
+    fields: Sequence[str] | None = None,
+    create: bool = False,
+    sources: Sequence[str] | str | None = None,
+    max_age_steps: int | None = None,
+    now: int | None = None,
+    clock: str = DEFAULT_CLOCK,
+    metadata: Sequence[str] = ("step",),
+) -> pb.Lookup:
+    """Returns the request for a lookup; the arguments are those of `Table.lookup`.
+
+    Args:
+      spec: What the table is.
+      me: The client's name.
+
+    Raises:
+      As `Table.lookup`.
+    """
+    return pb.Lookup(
+        table=spec.name,
+        fields=checked_fields(spec, fields),
+        metadata=checked_metadata(metadata),
+        create=create,
+        sources=checked_sources(spec, sources, me=me),
+        max_age_steps=checked_steps(max_age_steps, argument="max_age_steps"),
+        now=checked_steps(now, argument="now"),
+        clock=check_name(clock, argument="clock"),
+        reader=author(spec, step=NO_STEP, clock=clock, source=me) if create else None,
+    )
+
+
+def author(spec: TableSpec, *, step: int, clock: str, source: str) -> pb.Author:
+    """Returns who writes; raises InvalidInputError if a per-source table's author has no name."""
+    if spec.per_source and not source:
+        raise InvalidInputError(
+            f"source='': table {spec.name!r} is per_source; name the writer with source=..., here "
+            "or in connect"
+        )
+    return changes.author(step=step, clock=clock, source=source)
 
 
 def checked_fields(spec: TableSpec, fields: Sequence[str] | None) -> list[str]:

@@ -8,8 +8,9 @@ from typing import Any, TypeAlias
 
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank import messages
-from carls_jax.bank.changes import Keys
+from carls_jax.bank.changes import NO_KEYS, Keys
 from carls_jax.bank.interface import PROTOCOL_VERSION, Bank
+from carls_jax.bank.values import check_keys
 from carls_jax.bank.wire import Arrays
 from carls_jax.errors import (
     BankClosedError,
@@ -91,6 +92,13 @@ def _lookup(bank: Bank, call: pb.Lookup, arrays: Arrays) -> Answer:
     return pb.Reply(looked_up=rows), answered
 
 
+def _follow(bank: Bank, call: pb.Follow, arrays: Arrays) -> Answer:
+    asked = dict(arrays)
+    held = check_keys(asked.pop("held")) if "held" in asked else NO_KEYS
+    followed, answered = messages.pack_followed(bank.follow(call, _keys(asked), held))
+    return pb.Reply(followed=followed), answered
+
+
 def _history(bank: Bank, call: pb.History, arrays: Arrays) -> Answer:
     writes, answered = messages.pack_history(bank.history(call, _keys(arrays)))
     return pb.Reply(history=writes), answered
@@ -131,6 +139,7 @@ _ANSWERS: dict[str, Callable[[Bank, Any, Arrays], Answer]] = {
     "hello": _hello,
     "change": _change,
     "lookup": _lookup,
+    "follow": _follow,
     "history": _history,
     "scan": _scan,
     "describe": _describe,

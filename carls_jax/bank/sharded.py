@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from carls_jax.bank import changes, merging
+from carls_jax.bank import changes, joining, merging
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank.changes import Change, Keys
 from carls_jax.bank.interface import (
@@ -24,10 +24,11 @@ from carls_jax.bank.interface import (
     SnapshotIdentity,
     find_snapshot,
 )
+from carls_jax.bank.joining import Followed
 from carls_jax.bank.merging import Part
 from carls_jax.bank.rows import Rows, Written
 from carls_jax.bank.transport import check_same_process
-from carls_jax.bank.values import check_keys, check_values
+from carls_jax.bank.values import check_gradients, check_keys, check_values
 from carls_jax.errors import (
     BankClosedError,
     BankIdentityError,
@@ -120,8 +121,10 @@ class ShardedBank(Bank):
         """Finds what one shard alone might refuse, before any gets its part."""
         check_keys(change.keys)
         spec = self.table(change.header.table).spec
-        if change.kind in ("update", "push"):
+        if change.kind == "update":
             check_values(spec, change.values, num_keys=change.keys.size)
+        if change.kind == "push":
+            check_gradients(spec, change.values, num_keys=change.keys.size)
 
     def lookup(self, request: pb.Lookup, keys: Keys) -> Rows:
         shards, parts = self._open(), self._split(check_keys(keys))
@@ -130,6 +133,16 @@ class ShardedBank(Bank):
         )
         others = self._others({part.shard for part in parts})
         return merging.merged_rows(keys, parts, rows, more_sources=self._authors(request, others))
+
+    def follow(self, request: pb.Follow, keys: Keys, held: Keys = changes.NO_KEYS) -> Followed:
+        # One lookup after another: the keys that a shard finds are those of rows on other shards.
+        return joining.follow(
+            self._counted(self.lookup),
+            request,
+            keys,
+            held,
+            spec_of=lambda name: self.table(name).spec,
+        )
 
     def _authors(self, request: pb.Lookup, shards: Sequence[Bank]) -> set[str]:
         """Returns the authors that shards know, if the request means all, or all but some."""

@@ -2,8 +2,13 @@
 
     plan.py           what a step reads and writes, as data
     knowledge.py      what a plan finds for one batch
-    look_ahead.py     fetches it for the next steps while the device computes this one
+    fetching.py       looks it up, each row once
+    held.py           the rows that batches held ahead share
+    look_ahead.py     fetches for the next steps while the device computes this one
+    placing.py        puts it on devices, and tells which rows each process writes
     writes.py         sends the outputs of steps in the background
+    behind.py         tells which rows lack what was sent
+    processes.py      several processes that run one loop
     checkpointing.py  saves a run as a whole: state, bank, place in the batches
     session.py        a training loop's connection to all of these
     opening.py        opens a session with bank and makers in this process

@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from carls_jax.bank import Bank, SnapshotIdentity
 from carls_jax.checkpoints import Checkpointer, CheckpointWatcher
-from carls_jax.errors import BankError, CheckpointNotFoundError
+from carls_jax.errors import BankError, CheckpointNotFoundError, InvalidInputError
 from carls_jax.makers import PROGRESS, MakerRunner, progress, run_inline, wait_until_done
+from carls_jax.training import processes
 from carls_jax.training.session_config import SessionConfig
 
 TRAINER = "trainer"
@@ -33,6 +36,9 @@ class Resumed:
 
 class RunCheckpointer:
     """Saves state, bank and position in the batches together, and lets the makers run after it.
+
+    In a run of several processes all of them call every method; the first takes the bank's
+    snapshots and lets the makers run, and the others wait.
 
     Args:
       bank: Where the knowledge is.
@@ -71,6 +77,9 @@ class RunCheckpointer:
 
         Args:
           like: A state of the form of the one that was saved.
+
+        Raises:
+          InvalidInputError: The run had another number of processes.
         """
         if self._checkpointer.latest_step() is None:
             self._incarnation = self._bank.identity.incarnation
@@ -81,15 +90,24 @@ class RunCheckpointer:
                 f"checkpoint {restored.step} in {self._checkpointer.directory} names no bank "
                 "snapshot: it was not written by a session; give another workdir"
             )
-        specs = self._bank.tables()
-        self._bank.restore(SnapshotIdentity(**restored.bank))
-        for spec in specs.values():
-            self._bank.table(spec)
+        positions = restored.extra["positions"]
+        if len(positions) != jax.process_count():
+            raise InvalidInputError(
+                f"checkpoint {restored.step} is of a run of {len(positions)} processes, each with "
+                f"its own batches, and this one has {jax.process_count()}: resume it with as many"
+            )
+        if processes.is_first():
+            specs = self._bank.tables()
+            self._bank.restore(SnapshotIdentity(**restored.bank))
+            for spec in specs.values():
+                self._bank.table(spec)
+        processes.wait_for_all("the bank was put back")
+        self._bank.stats()  # a call, for a bank's answers tell its incarnation
         self._incarnation = self._bank.identity.incarnation
         _log.info("resumed from step %d", restored.step)
         # The snapshot was taken before makers saw the checkpoint, so they have it before them.
         self._let_makers_run(restored.step)
-        return Resumed(restored.step, restored.state, restored.extra["position"])
+        return Resumed(restored.step, restored.state, positions[jax.process_index()])
 
     def save(self, step: int, state: Any, *, position: Any) -> None:
         """Saves everything; all writes of the run must have been acknowledged.
@@ -97,18 +115,23 @@ class RunCheckpointer:
         Args:
           step: The step that was made last.
           state: The state after it.
-          position: Of the batches after it, as JSON.
+          position: Of this process's batches after it, as JSON.
 
         Raises:
           BankError: In lockstep: the bank lost changes since the last checkpoint.
         """
-        self._bank.advance(step)
+        positions = processes.gathered(position)  # and so all processes have come here
         # Before the checkpoint that names it, so that none names a snapshot that is not there; and
         # so that in lockstep makers, which wait for the checkpoint, write nothing before it.
-        snapshot = self._bank.snapshot(f"step-{step}")
+        snapshot = self._snapshot(step) if processes.is_first() else None
+        processes.wait_for_all("the snapshot was taken")
         self._check_incarnation(step)
-        self._checkpointer.save(step, state, bank=asdict(snapshot), extra={"position": position})
+        self._checkpointer.save(step, state, bank=snapshot, extra={"positions": positions})
         self._let_makers_run(step)
+
+    def _snapshot(self, step: int) -> dict[str, Any]:
+        self._bank.advance(step)
+        return asdict(self._bank.snapshot(f"step-{step}"))
 
     def _check_incarnation(self, step: int) -> None:
         """Notices a bank that was restarted, and so went on from an earlier state."""
@@ -125,6 +148,11 @@ class RunCheckpointer:
         self._incarnation = incarnation
 
     def _let_makers_run(self, step: int) -> None:
+        if processes.is_first():
+            self._begin_makers(step)
+        processes.wait_for_all("makers have run")
+
+    def _begin_makers(self, step: int) -> None:
         if self._runners:
             run_inline(self._runners, self._watcher, schedule=self._schedule, step=step)
         elif self._schedule.is_lockstep and self._remote_makers:

@@ -17,7 +17,14 @@ from carls_jax.training.plan import Batch
 
 _log = logging.getLogger(__name__)
 
-Fetch = Callable[[Batch, int], Fetched]
+
+class Fetch(Protocol):
+    """Looks up the knowledge of a batch for a step."""
+
+    def __call__(self, batch: Batch, step: int) -> Fetched: ...
+
+    def forget(self) -> None:
+        """Lets go of what it keeps for later batches."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class LookAhead:
 
     Args:
       batches: The batches and where they are.
-      fetch: Looks up the knowledge of a batch for a step.
+      fetch: Looks up the knowledge of a batch for a step; called in the executor alone.
       executor: Where to fetch; it must run its tasks in order.
       depth: How many steps are held ready, the present one included.
       steps: Numbers of the steps to fetch for.
@@ -94,6 +101,7 @@ class LookAhead:
         After a checkpoint a resumed run has nothing fetched, so a run that goes on must not use
         what it fetched before either.
         """
+        self._executor.submit(self._fetch.forget)
         self._waiting = deque(
             self._executor.submit(self._fetch_again, future) for future in self._waiting
         )

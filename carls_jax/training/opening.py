@@ -9,9 +9,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from carls_jax.bank import TableSpec, connect
+from carls_jax.errors import InvalidInputError
 from carls_jax.makers import Maker, MakerRunner, Predict
 from carls_jax.metrics import MetricsWriter
+from carls_jax.training import processes
 from carls_jax.training.session import Session, SessionConfig
 
 
@@ -30,6 +34,9 @@ def session(
 ) -> Iterator[Session]:
     """Opens a session for a training loop of one's own, with its makers in this process.
 
+    Several processes joined by `jax.distributed` each open one, with the same arguments; the makers
+    then run in the first.
+
     Args:
       address: The bank, as in `connect`. "local:" keeps it in this process.
       workdir: Directory of the run; a session in it resumes where its last checkpoint was. None: a
@@ -41,7 +48,16 @@ def session(
       data: What makers find as `ctx.data`.
       seed: Seed of makers' random keys.
       config: How training loop and makers work together.
+
+    Raises:
+      InvalidInputError: There are several processes, and the bank or the work directory would be of
+        one of them alone.
     """
+    if jax.process_count() > 1 and (workdir is None or address.startswith("local:")):
+        raise InvalidInputError(
+            f"address={address!r}, workdir={workdir!r}: {jax.process_count()} processes need a "
+            "bank that a server holds, and one directory"
+        )
     with ExitStack() as held:
         if workdir is None:
             workdir = held.enter_context(tempfile.TemporaryDirectory(prefix="carls-"))
@@ -67,7 +83,7 @@ def session(
                 state_directory=directory / "makers" / f"{maker.name}-{worker}",
                 metrics=metrics(f"{maker.name}-{worker}"),
             )
-            for maker in makers
+            for maker in (makers if processes.is_first() else ())
             for count in [(num_workers or {}).get(maker.name, 1)]
             for worker in range(count)
         ]
@@ -77,6 +93,6 @@ def session(
                 directory,
                 config or SessionConfig(),
                 runners=runners,
-                metrics=metrics("trainer-0"),
+                metrics=metrics(f"trainer-{jax.process_index()}"),
             )
         )

@@ -18,10 +18,14 @@ from carls_jax.bank import Bank
 from carls_jax.errors import InvalidInputError
 from carls_jax.makers import MakerRunner
 from carls_jax.metrics import MetricsWriter
+from carls_jax.training import processes
+from carls_jax.training.behind import behind_of
 from carls_jax.training.checkpointing import RunCheckpointer
-from carls_jax.training.knowledge import Fetched, Known, fetch
+from carls_jax.training.fetching import Fetcher
+from carls_jax.training.knowledge import Known
 from carls_jax.training.look_ahead import Drawn, InlineExecutor, LookAhead, ResumableBatches
 from carls_jax.training.meter import Meter
+from carls_jax.training.placing import is_copied, place
 from carls_jax.training.plan import Batch, Lookup, Update, check_plan
 from carls_jax.training.session_config import SessionConfig
 from carls_jax.training.staleness import Staleness
@@ -66,7 +70,9 @@ class Session:
         self._reader = self._executor("carls-look-ahead")
         self._writer = self._executor("carls-writes")
         self._writes = Writes(bank, self._writer, max_pending=config.max_pending_writes)
+        self._plan: Mapping[str, Lookup] = {}
         self._write_plan: Mapping[str, Update] = {}
+        self._sharding: jax.sharding.Sharding | None = None
         self._meter = Meter()
         self._begun_at: int | None = None
         self._ahead: LookAhead | None = None
@@ -137,41 +143,62 @@ class Session:
           num_steps: Last step of the run. None: until the batches end.
           depth: How many steps are held ready, the present one included.
           writes: What `write` does with the outputs of a step, by output name.
-          sharding: Where the knowledge is put. None: the default device.
+          sharding: Where the knowledge is put. None: the default device. Where it spans several
+            processes joined by `jax.distributed`, each gives its own part of the batch, looks up
+            the knowledge of that part, and the step gets global arrays. All processes make the same
+            calls; their batches end together.
 
         Raises:
           TableNotFoundError, FieldNotFoundError: The plan names what is not there.
-          InvalidInputError: `begin` was not called, or this was called before.
+          InvalidInputError: `begin` was not called, or this was called before; or several processes
+            would hold the same part of the batch, outside of lockstep.
         """
         if self._ahead is not None:
             raise InvalidInputError("look_ahead() was called before: a session has one loop")
         first_step = self.begun_at + 1
-        write_plan = dict(writes or {})
-        check_plan(plan, write_plan, self.bank)
-
-        def fetch_and_place(batch: Batch, step: int) -> Fetched:
-            fetched = fetch(plan, write_plan, batch, self.bank, now=step)
-            # On CPU JAX takes these arrays over without a copy: they are of this lookup alone.
-            return replace(fetched, known=jax.device_put(fetched.known, sharding))
-
+        if is_copied(sharding) and not self.config.schedule.is_lockstep:
+            raise InvalidInputError(
+                f"sharding={sharding}: several processes would each look up the same part of the "
+                "batch, and might find different rows; shard the batch among all processes, or run "
+                "in lockstep"
+            )
+        self._plan, self._write_plan = dict(plan), dict(writes or {})
+        self._sharding, self._last_step = sharding, num_steps
+        check_plan(self._plan, self._write_plan, self.bank)
+        fetcher = Fetcher(
+            self._plan,
+            self._write_plan,
+            self.bank,
+            # In lockstep a step sees what is in the bank when its own rows are looked up.
+            depth=1 if self.config.schedule.is_lockstep else depth,
+            acknowledged=lambda: self._writes.acknowledged,
+            sharding=sharding,
+        )
         self._ahead = LookAhead(
             ResumableBatches(batches, self._position),
-            fetch_and_place,
+            fetcher,
             executor=self._reader,
             depth=depth,
             steps=itertools.count(first_step)
             if num_steps is None
             else range(first_step, num_steps + 1),
         )
-        self._write_plan, self._last_step = write_plan, num_steps
         return self._steps(self._ahead)
 
     def _steps(self, ahead: LookAhead) -> Iterator[tuple[int, Batch, dict[str, Known]]]:
         asked_at = time.monotonic()
         for drawn in ahead:
-            self._meter.add(drawn.fetched, waited_s=time.monotonic() - asked_at)
+            waited_s = time.monotonic() - asked_at
             self._present, self._position = drawn, drawn.position
-            yield drawn.step, drawn.batch, drawn.fetched.known
+            behind = behind_of(
+                drawn.fetched, self._plan, self._write_plan, self._writes, now=drawn.step
+            )
+            self._meter.add(drawn.fetched, behind, waited_s=waited_s)
+            known = {
+                name: replace(known, behind=place(behind[name], self._sharding))
+                for name, known in drawn.fetched.known.items()
+            }
+            yield drawn.step, drawn.batch, known
             asked_at = time.monotonic()
 
     def _at(self, step: int) -> Drawn:
@@ -191,13 +218,27 @@ class Session:
 
         Args:
           step: The present step.
-          outputs: Arrays by output name, `[*keys.shape, *field.shape]` each.
+          outputs: Arrays by output name, `[*keys.shape, *field.shape]` each. Where the sharding of
+            `look_ahead` spans several processes: global arrays, sharded along the batch or equal
+            everywhere, of which each process writes its own rows.
 
         Raises:
           InvalidInputError: `step` is another one, or an output is not among the writes; nothing
             is sent.
         """
-        self._writes.send(step, outputs, self._write_plan, self._at(step).fetched.targets)
+        targets = self._at(step).fetched.targets
+
+        def send() -> None:
+            self._writes.send(step, outputs, self._write_plan, targets, sharding=self._sharding)
+
+        if self.config.schedule.is_lockstep:
+            processes.in_turns(send, f"write of step {step}")
+        else:
+            send()
+
+    def place(self, tree: Any) -> Any:
+        """Puts a pytree of arrays, such as a batch, where `look_ahead` puts the knowledge."""
+        return place(tree, self._sharding)
 
     def flush(self) -> None:
         """Waits until the bank has acknowledged all writes; raises the first error of any."""
@@ -235,7 +276,7 @@ class Session:
         """
         if step % self.config.log_every_steps and step != self._last_step:
             return
-        own = {**self._meter.take_line(), "pending_writes": self._writes.num_pending}
+        own = {**self._meter.take_line(), **self._writes.take_line(step)}
         self.metrics.write(step, {**(metrics or {}), **own})
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 from carls_jax.data.batches import Batches
 from carls_jax.errors import InvalidInputError
 from carls_jax.training.knowledge import Fetched
-from carls_jax.training.look_ahead import Drawn, InlineExecutor, LookAhead, ResumableBatches
+from carls_jax.training.look_ahead import Drawn, Fetch, InlineExecutor, LookAhead, ResumableBatches
 
 DEADLINE_S = 10.0
 LIST = [{"x": number} for number in range(6)]
@@ -27,6 +27,7 @@ class Fetcher:
     def __init__(self) -> None:
         self.world = 0
         self.calls: list[tuple[int, int]] = []
+        self.forgotten_at: list[int] = []
         self.fails_at = -1
         self.called = threading.Semaphore(0)
 
@@ -35,7 +36,20 @@ class Fetcher:
         self.called.release()
         if step == self.fails_at:
             raise RuntimeError(f"no knowledge for step {step}")
-        return Fetched({"world": self.world}, {}, np.empty(0, np.int64), 0, 0)  # type: ignore[dict-item]
+        return Fetched(
+            known={"world": self.world},  # type: ignore[dict-item]
+            found={},
+            targets={},
+            ages=np.empty(0, np.int64),
+            num_found=0,
+            num_asked=0,
+            num_moved=0,
+            as_of=0,
+            took_s=0.0,
+        )
+
+    def forget(self) -> None:
+        self.forgotten_at.append(len(self.calls))
 
 
 @pytest.fixture
@@ -51,7 +65,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
 
 def ahead(
     batches: Iterable[Any],
-    fetch: Callable[[Any, int], Fetched],
+    fetch: Fetch,
     executor: Executor,
     *,
     depth: int = 2,
@@ -143,6 +157,7 @@ def test_refetching_gives_the_waiting_steps_what_is_there_now(
     assert second.fetched.known == third.fetched.known == {"world": 7}
     assert second.position == 2
     assert [step for _, step in fetcher.calls].count(2) == 2
+    assert fetcher.forgotten_at == [3]  # after the three steps, before any of them is fetched again
     assert seen(steps) == [(4, 3), (5, 4), (6, 5)]
 
 

@@ -18,7 +18,7 @@ from numpy.testing import assert_array_equal
 import carls_jax as carls
 from carls_jax import hooks
 from carls_jax import metrics as metrics_files
-from carls_jax.bank import Bank, BankServer, LocalBank
+from carls_jax.bank import Applied, Bank, BankServer, Change, LocalBank
 from carls_jax.errors import (
     BankError,
     BankUnavailableError,
@@ -162,6 +162,92 @@ def test_ages_and_shares_are_counted(open_session: Open) -> None:
         assert session.staleness.summary() == {"age_p50": 2, "age_p95": 4, "found_share": 0.5}
 
 
+# What a step is told of the loop's own writes
+
+
+@pytest.mark.parametrize(
+    ("depth", "behind"), [(1, [0] * 6), (2, [0, 1, 1, 1, 1, 1]), (3, [0, 1, 2, 2, 2, 2])]
+)
+def test_a_row_that_was_pushed_to_after_it_was_looked_up_says_so(
+    open_session: Open, depth: int, behind: list[int]
+) -> None:
+    with open_session(LOCKSTEP) as session:
+        session.begin(STATE)
+        session.bank.table("counts").update([0, 1], {"n": [0.0, 0.0]}, step=0)
+        told, counted = [], []
+        for step, _, know in session.look_ahead(BATCHES, PLAN, depth=depth, writes=WRITES):
+            own = know["own"]
+            assert isinstance(own.behind["n"], jax.Array)
+            told.append(int(own.behind["n"][0]))
+            # Of the pushes 1 to step - 1, each of which adds 1, the value lacks the last.
+            counted.append(step - 1 - int(own["n"][0]))
+            # Its own age shows that too: the bank's is 1 step old.
+            assert own.age["n"].tolist() == [told[-1] + 1] * 2
+            session.write(step, ADD_ONE)
+        assert told == counted == behind
+        summary = session.staleness.summary()
+    assert summary.get("behind_p95") == max(behind)
+    assert summary["behind_share"] == pytest.approx(np.mean(np.array(behind) > 0))
+
+
+def test_only_rows_and_fields_that_were_written_are_behind(open_session: Open) -> None:
+    plan = {"own": carls.Lookup(COUNTS, ("n", "belief"), keys="id", create=True)}
+    batches = [{"id": np.array([0, 1])}, {"id": np.array([2, -1])}, {"id": np.array([0, 2])}]
+    with open_session(LOCKSTEP) as session:
+        session.begin(STATE)
+        told = []
+        for step, _, know in session.look_ahead(batches, plan, depth=3, writes=WRITES):
+            assert list(know["own"].behind) == ["n"]
+            told.append(know["own"].behind["n"].tolist())
+            if step == 1:
+                session.write(step, ADD_ONE)
+            session.bank.table("counts").update([2], {"n": [9.0]}, step=step, source="another")
+        assert told == [[0, 0], [0, 0], [2, 0]]
+
+
+def test_knowledge_that_the_loop_does_not_write_is_not_compared(open_session: Open) -> None:
+    with open_session() as session:
+        session.begin(STATE)
+        for _, _, know in session.look_ahead(BATCHES, PLAN):
+            assert know["own"].behind == {}
+        assert "behind_share" not in session.staleness.summary()
+
+
+class StoppableBank(LocalBank):
+    """Applies pushes only while it may."""
+
+    may_push: threading.Event
+
+    def apply(self, change: Change) -> Applied:
+        if change.kind == "push":
+            assert self.may_push.wait(DEADLINE_S)
+        return super().apply(change)
+
+
+def test_in_the_background_what_the_bank_has_not_acknowledged_is_missing(tmp_path: Path) -> None:
+    with (
+        StoppableBank(tmp_path / "bank", source="trainer") as bank,
+        MetricsWriter(tmp_path, "trainer-0") as metrics,
+    ):
+        bank.may_push = threading.Event()
+        bank.table(COUNTS)
+        with carls.Session(bank, tmp_path, carls.SessionConfig(), metrics=metrics) as session:
+            session.begin(STATE)
+            told = []
+            for step, _, know in session.look_ahead(BATCHES, PLAN, writes=WRITES, num_steps=5):
+                lacked = int(know["own"].behind["n"][0])
+                told.append((lacked, step - 1 - int(know["own"]["n"][0])))
+                session.write(step, ADD_ONE)
+                if step == 3:
+                    bank.may_push.set()
+                    session.flush()
+                    bank.may_push.clear()
+            bank.may_push.set()
+        # Rows are read for the steps 1, 3 and 5 and shared by those that follow; those of step 5
+        # hold all but what step 4 wrote.
+        assert told == [(0, 0), (1, 1), (2, 2), (3, 3), (1, 1)]
+
+
 # Metrics
 
 
@@ -186,7 +272,43 @@ def test_a_line_of_metrics_is_written_when_due_and_at_the_end(
     assert [line.get("age_p50") for line in lines] == [None, 2, 2]
     assert all(line["found_share"] == 1.0 for line in lines)
     assert all(line["steps_per_second"] > 0 for line in lines)
-    assert {"look_ahead_wait_s", "pending_writes"} <= lines[0].keys()
+    assert [line["pending_writes"] for line in lines] == [0, 0, 0]
+    assert [line["moved_share"] for line in lines] == [1.0, 1.0, 1.0]
+    # Rows are looked up two steps ahead, so that they lack what the step before wrote.
+    assert [line["behind_p95"] for line in lines] == [1, 1, 1]
+    assert [line["behind_share"] for line in lines] == [0.5, 1.0, 1.0]
+    for line in lines:
+        assert line["fetch_s"] > 0
+        assert 0 < line["look_ahead_wait_s"] <= line["look_ahead_wait_max_s"]
+        assert line["write_s"] > 0
+
+
+def test_metrics_tell_how_far_writes_lag(tmp_path: Path) -> None:
+    config = carls.SessionConfig(log_every_steps=1)
+    with (
+        StoppableBank(tmp_path / "bank", source="trainer") as bank,
+        MetricsWriter(tmp_path / "metrics", "trainer-0") as metrics,
+        carls.Session(bank, tmp_path, config, metrics=metrics) as session,
+    ):
+        bank.may_push = threading.Event()
+        bank.table(COUNTS)
+        session.begin(STATE)
+        repeated = [{"id": np.array([0, 1, 1, 0])} for _ in range(4)]
+        ones = {"gradient": -np.ones(4)}
+        for step, _, _ in session.look_ahead(repeated, PLAN, writes=WRITES, num_steps=4):
+            session.write(step, ones)
+            if step == 3:
+                bank.may_push.set()
+                session.flush()
+            session.log(step)
+    lines = metrics_of(tmp_path)
+
+    told = [[line[name] for name in ("pending_writes", "write_lag_steps")] for line in lines]
+    assert told[:3] == [[1, 0], [2, 1], [0, 0]]
+    assert ["write_s" in line for line in lines[:3]] == [False, False, True]
+    # Rows of 2 distinct keys, of 4, travel for the steps 1 and 3; the steps 2 and 4 share them, and
+    # look up padding.
+    assert [line["moved_share"] for line in lines] == [0.5, 0.25, 0.5, 0.25]
 
 
 # Mistakes and errors

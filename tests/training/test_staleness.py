@@ -48,3 +48,12 @@ def test_a_row_from_the_future_counts_as_new() -> None:
     staleness.add(np.array([-3]), num_found=1, num_asked=1)
 
     assert staleness.percentile(100) == 0
+
+
+def test_values_that_lack_own_writes_are_told() -> None:
+    staleness = Staleness()
+    staleness.add(np.zeros(3, np.int64), behind=np.array([0, 2, 0]), num_found=3, num_asked=3)
+    staleness.add(np.zeros(1, np.int64), behind=np.array([7]), num_found=1, num_asked=1)
+
+    summary = staleness.summary()
+    assert (summary["behind_p95"], summary["behind_share"]) == (7, 0.5)

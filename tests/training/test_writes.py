@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from carls_jax.bank import Bank, Field, TableSpec
+from carls_jax.bank import Bank, Field, Rows, TableSpec
 from carls_jax.bank.optimizers import optimizer
 from carls_jax.errors import InvalidInputError, NonFiniteError
 from carls_jax.training import Push, Update
+from carls_jax.training.held import Found
 from carls_jax.training.look_ahead import InlineExecutor
 from carls_jax.training.writes import Writes
 
@@ -125,3 +126,83 @@ def test_an_output_of_wrong_size_names_its_shape(local_bank: Bank) -> None:
     message = r"output 'sum' has shape \[4, 3\], expected \[2, 2, 2\]"
     with pytest.raises(InvalidInputError, match=message):
         writes.send(1, {"sum": np.ones((4, 3))}, PLAN, TARGETS)
+
+
+# Which rows lack what was sent
+
+
+def found(keys: list[int], *, as_of: list[int], places: object = None) -> Found:
+    """Returns rows as if they had been looked up when so much was acknowledged."""
+    size = len(keys)
+    rows = Rows(np.array(keys), {}, np.ones(size, np.bool_), {})
+    return Found(rows, np.arange(size) if places is None else np.array(places), np.array(as_of))
+
+
+@pytest.fixture
+def writes(local_bank: Bank) -> Writes:
+    """Gives writes of scores: of rows 1 and 2 in step 5, and of 2 and 3 in step 7."""
+    local_bank.table(NODES)
+    writes = Writes(local_bank, InlineExecutor(), max_pending=4)
+    for step, keys in ((5, [2, 1, 2]), (7, [-1, 3, 2])):
+        writes.send(step, {"score": np.ones(3)}, PLAN, {"score": np.array(keys)})
+    return writes
+
+
+def test_rows_lack_what_was_sent_after_they_were_looked_up(writes: Writes) -> None:
+    assert writes.acknowledged == 2
+    keys = [0, 1, 2, 3, -1]
+    for as_of, behind in ((0, [0, 5, 5, 3, 0]), (1, [0, 0, 3, 3, 0]), (2, [0, 0, 0, 0, 0])):
+        told = writes.behind("nodes", "score", found(keys, as_of=[as_of] * 5), now=10)
+        assert_array_equal(told, np.array(behind, np.int32), strict=True)
+
+
+def test_rows_may_have_been_looked_up_at_different_times(writes: Writes) -> None:
+    of = found([2, 3], as_of=[1, 2], places=[[0, 1, 0]])
+    assert_array_equal(writes.behind("nodes", "score", of, now=8), [[1, 0, 1]])
+
+
+def test_other_fields_and_tables_lack_nothing(writes: Writes) -> None:
+    for table, field in (("nodes", "z"), ("others", "score")):
+        assert not writes.behind(table, field, found([1, 2], as_of=[0, 0]), now=9).any()
+
+
+def test_what_is_forgotten_is_not_told(writes: Writes) -> None:
+    writes.forget(1)
+    told = writes.behind("nodes", "score", found([1, 2], as_of=[0, 0]), now=10)
+    assert_array_equal(told, [0, 3])
+
+
+def test_rows_of_other_authors_lack_nothing(writes: Writes) -> None:
+    rows = Rows(np.array([1, 2]), {}, np.ones((2, 2), np.bool_), {}, sources=("another", "trainer"))
+    of = Found(rows, np.array([1, 0, 1]), np.array([0, 1]))
+    assert_array_equal(writes.behind("nodes", "score", of, now=9), [[0, 2], [0, 4], [0, 2]])
+
+
+def test_a_failed_write_is_missing_until_a_later_one_is_acknowledged(local_bank: Bank) -> None:
+    local_bank.table(NODES)
+    writes = Writes(local_bank, InlineExecutor(), max_pending=4)
+    with pytest.raises(NonFiniteError):
+        writes.send(1, {"score": np.full((2, 2), np.nan)}, PLAN, TARGETS)
+    assert writes.acknowledged == 0
+    writes.send(2, {"score": np.ones((2, 2))}, PLAN, TARGETS)
+    assert writes.acknowledged == 2
+
+
+def test_a_line_tells_how_far_writes_lag(local_bank: Bank) -> None:
+    local_bank.table(NODES)
+    may_run = threading.Event()
+    output = {"score": np.ones((2, 2))}
+    with ThreadPoolExecutor(1) as executor:
+        writes = Writes(local_bank, executor, max_pending=9)
+        writes.send(1, output, PLAN, TARGETS)
+        writes.flush()
+        assert writes.take_line(2).keys() == {"pending_writes", "write_lag_steps", "write_s"}
+        executor.submit(may_run.wait, DEADLINE_S)
+        for step in (4, 5):
+            writes.send(step, output, PLAN, TARGETS)
+        assert writes.take_line(7) == {"pending_writes": 2, "write_lag_steps": 3}
+        may_run.set()
+        writes.flush()
+        line = writes.take_line(8)
+    assert (line["pending_writes"], line["write_lag_steps"]) == (0, 0)
+    assert line["write_s"] > 0

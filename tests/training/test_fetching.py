@@ -15,7 +15,8 @@ from carls_jax.bank.optimizers import optimizer
 from carls_jax.errors import InvalidInputError, KeyKindError
 from carls_jax.keys import string_keys
 from carls_jax.training import Lookup, Push, Update
-from carls_jax.training.knowledge import Fetched, fetch
+from carls_jax.training.fetching import Fetcher
+from carls_jax.training.knowledge import Fetched
 
 SGD = optimizer("sgd", learning_rate=1.0)
 NODES = TableSpec(
@@ -50,7 +51,7 @@ def fetched(bank: Bank, batch: dict[str, Any], now: int = 10, **plan: Any) -> Fe
     """Fetches a plan, whose writes are told by their class."""
     lookups = {name: one for name, one in plan.items() if isinstance(one, Lookup)}
     writes = {name: one for name, one in plan.items() if isinstance(one, Update)}
-    return fetch(lookups, writes, batch, bank, now=now)
+    return Fetcher(lookups, writes, bank)(batch, now)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint8])
