@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from carls_jax.bank import Bank, Field, LocalBank, Rows, Table, TableSpec, open_snapshot
+    from carls_jax.bank import Bank, Field, Lazy, LocalBank, Rows, Table, TableSpec, open_snapshot
     from carls_jax.bank import initializers as init
     from carls_jax.bank.connect import connect
     from carls_jax.bank.optimizers import optimizer
@@ -41,6 +41,7 @@ _HOMES = {
     "Experiment": "launch.experiment",
     "Field": "bank",
     "Known": "training",
+    "Lazy": "bank",
     "LocalBank": "bank",
     "Lookup": "training",
     "Push": "training",
@@ -71,6 +72,7 @@ __all__ = [
     "Experiment",
     "Field",
     "Known",
+    "Lazy",
     "LocalBank",
     "Lookup",
     "Push",

@@ -169,26 +169,29 @@ class Ledger:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._amounts: dict[Flow, Amount] = {}
+        self._amounts: dict[Flow, list[int]] = {}  # bytes and rows
 
     def add(self, flow: Flow, *, num_bytes: int, num_rows: int) -> None:
         """Adds payload bytes and rows to a flow."""
-        amount = Amount(num_bytes, num_rows)
         with self._lock:
-            self._amounts[flow] = self._amounts.get(flow, Amount()) + amount
+            amount = self._amounts.setdefault(flow, [0, 0])
+            amount[0] += num_bytes
+            amount[1] += num_rows
 
     def totals(self) -> dict[Direction, Amount]:
         """Returns the sum over clients, tables and fields of each direction that was used."""
         sums: dict[Direction, Amount] = {}
         with self._lock:
             for flow, amount in self._amounts.items():
-                sums[flow.direction] = sums.get(flow.direction, Amount()) + amount
+                sums[flow.direction] = sums.get(flow.direction, Amount()) + Amount(*amount)
         return sums
 
     def rows(self) -> list[dict[str, Any]]:
         """Returns one dict per flow, sorted: the names of the flow, `num_bytes`, `num_rows`."""
         with self._lock:
-            flows = [asdict(flow) | asdict(amount) for flow, amount in self._amounts.items()]
+            flows = [
+                asdict(flow) | asdict(Amount(*amount)) for flow, amount in self._amounts.items()
+            ]
         return sorted(flows, key=lambda row: tuple(row.values()))
 
     def merge(self, rows: Iterable[Mapping[str, Any]]) -> None:

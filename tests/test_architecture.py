@@ -46,7 +46,7 @@ PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 # Tests of more than a module: of how several work together, or of what a library does.
 ABOUT_MORE = {
     "bank/test_concurrency.py",
-    "hooks/test_devices.py",
+    "bank/test_snapshot_instant.py",
     "hooks/test_pitfalls.py",
     "hooks/test_remote.py",
     "launch/test_signals.py",
@@ -60,6 +60,7 @@ PUBLIC = [
     "Experiment",
     "Field",
     "Known",
+    "Lazy",
     "LocalBank",
     "Lookup",
     "Push",

@@ -10,6 +10,7 @@ from carls_jax.bank.interface import (
     SnapshotIdentity,
     TableStats,
 )
+from carls_jax.bank.lazy import Lazy
 from carls_jax.bank.local import LocalBank
 from carls_jax.bank.opening import open_snapshot
 from carls_jax.bank.remote import RemoteBank
@@ -27,6 +28,7 @@ __all__ = [
     "BankStats",
     "Change",
     "Field",
+    "Lazy",
     "LocalBank",
     "RemoteBank",
     "Rows",

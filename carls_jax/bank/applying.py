@@ -5,25 +5,27 @@ change cannot be applied. The function that it returns applies the change and ca
 the two the change gets its number, so whatever has a number was applied. Neither reads a clock nor
 draws a random number. Both run under the table's `writer` lock, on arrays that nobody else holds.
 
-n is the number of different keys, without padding.
+n is the number of different keys, without padding, and m that of keys as they came.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from carls_jax.bank import flushing
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank.changes import Change, Keys, check_author
-from carls_jax.bank.gradients import combine_gradients
+from carls_jax.bank.gathering import gather
 from carls_jax.bank.interface import Applied
+from carls_jax.bank.pushers import pusher
+from carls_jax.bank.repeats import Distinct, Places, distinct
 from carls_jax.bank.table_shard import Slots, TableShard
-from carls_jax.bank.values import check_keys, check_values, finite_rows
+from carls_jax.bank.values import check_gradients, check_keys, check_values
 from carls_jax.errors import InvalidInputError
-from carls_jax.keys import PADDING
 
 Values = Mapping[str, NDArray[Any]]
 Commit = Callable[[], Applied]  # `sequence` is filled in by the shard
@@ -52,7 +54,7 @@ def prepare(table: TableShard, change: Change) -> Commit:
 
 
 def _prepare_create_rows(table: TableShard, change: Change) -> Commit:
-    keys, by = _different(change.keys), change.header.author
+    keys, by = distinct(change.keys).keys, change.header.author
     keys = keys[table.find(keys, source=by.source) < 0]
     table.make_room(keys, source=by.source)
 
@@ -67,9 +69,10 @@ def _prepare_create_rows(table: TableShard, change: Change) -> Commit:
 def _prepare_update(table: TableShard, change: Change) -> Commit:
     check_values(table.spec, change.values, num_keys=change.keys.size)
     by = change.header.author
-    chosen = _last_of_each(change.keys)
-    keys = change.keys[chosen]
-    values = {name: value[chosen] for name, value in change.values.items()}
+    once = distinct(change.keys)
+    keys, values = once.keys, change.values
+    if keys is not change.keys:
+        values = {name: value[once.lasts] for name, value in values.items()}
     slots = table.find(keys, source=by.source)
     missing = slots < 0
     table.make_room(keys[missing], source=by.source)
@@ -77,6 +80,7 @@ def _prepare_update(table: TableShard, change: Change) -> Commit:
     def commit() -> Applied:
         table.counts.add({"update_calls": 1, "rows_updated": keys.size})
         table.rows_written.add({by.source: keys.size})
+        flushing.flush(table, values, slots[~missing], updated_at=by.updated_at)
         num_kept = 0
         for part in table.slices(keys.size):
             rows = {name: value[part] for name, value in values.items()}
@@ -86,33 +90,38 @@ def _prepare_update(table: TableShard, change: Change) -> Commit:
     return commit
 
 
-def _last_of_each(keys: Keys) -> slice | NDArray[np.intp]:
-    """Returns the places of all but padding and, of repeated keys, all but the last."""
-    ordered = np.sort(keys)
-    is_last = np.append(ordered[1:] != ordered[:-1], True) & (ordered != PADDING)
-    if is_last.all():
-        return slice(None)
-    places: NDArray[np.intp] = np.argsort(keys, kind="stable")[is_last]
-    return places
-
-
 def _overwrite(table: TableShard, change: Change, keys: Keys, slots: Slots, values: Values) -> int:
     """Writes one slice of rows, creating what is missing; returns how many values were kept."""
     by, num_kept = change.header.author, 0
     missing = slots < 0
     first_values = table.first_values(keys[missing], but=values) if missing.any() else {}
     with table.lock:
-        # Created and written at once: nobody sees a row that was only created.
-        slots[missing] = table.add(keys[missing], first_values, by=by)
-        for group in dict.fromkeys(map(table.spec.group_of, values)):
-            names = table.spec.groups[group]
-            written: slice | NDArray[np.bool_] = slice(None)
-            if change.header.update.if_newer:
-                written = ~_is_newer(table, group, slots, by)
-                num_kept += int((~written).sum()) * len(names)
+        # Placed, written and then entered: nobody finds a row that was only created.
+        slots[missing] = table.place(keys[missing], first_values, by=by)
+        groups = list(dict.fromkeys(map(table.spec.group_of, values)))
+        for chosen, written in _written(table, change, groups, slots):
+            names = [name for group in chosen for name in table.spec.groups[group]]
             columns = {f"value/{name}": values[name][written] for name in names}
-            table.write(group, slots[written], columns, by=by)
-    return num_kept
+            table.write(chosen, slots[written], columns, by=by)
+            num_kept -= len(names) * slots[written].size
+        table.enter(keys[missing], slots[missing], by=by)
+    return num_kept + len(values) * slots.size
+
+
+def _written(
+    table: TableShard, change: Change, groups: list[str], slots: Slots
+) -> Iterator[tuple[list[str], slice | NDArray[np.bool_]]]:
+    """Yields groups and the rows in which just these are overwritten, so that each row is once."""
+    if not change.header.update.if_newer:
+        yield groups, slice(None)
+        return
+    is_written = np.stack(
+        [~_is_newer(table, group, slots, change.header.author) for group in groups]
+    )
+    for chosen in np.unique(is_written, axis=1).T:
+        if chosen.any():
+            rows = (is_written == chosen[:, None]).all(axis=0)
+            yield [group for group, is_one in zip(groups, chosen, strict=True) if is_one], rows
 
 
 def _is_newer(table: TableShard, group: str, slots: Slots, by: pb.Author) -> NDArray[np.bool_]:
@@ -126,24 +135,23 @@ def _is_newer(table: TableShard, group: str, slots: Slots, by: pb.Author) -> NDA
 
 
 def _prepare_push(table: TableShard, change: Change) -> Commit:
-    check_values(table.spec, change.values, num_keys=change.keys.size)
+    check_gradients(table.spec, change.values, num_keys=change.keys.size)
     _check_optimizers(table, change)
     by, push = change.header.author, change.header.push
-    keys, gradients = _combined(change)
-    slots = table.find(keys, source=by.source)
+    once = distinct(change.keys)
+    slots = table.find(once.keys, source=by.source)
     is_new = slots < 0
-    new_keys = np.sort(keys[is_new])
+    new_keys = once.keys[is_new]
     if push.create:
         table.make_room(new_keys, source=by.source)
 
     def commit() -> Applied:
         if push.create:
-            slots[is_new] = table.create(keys[is_new], by=by)
-            _descend(table, by, slots, gradients)
+            slots[is_new] = table.create(new_keys, by=by)
+            _descend(table, change, once, slots, once.firsts)
             return Applied(0, num_created=new_keys.size)
-        known = ~is_new if is_new.any() else slice(None)
-        _descend(table, by, slots[known], {name: one[known] for name, one in gradients.items()})
-        return Applied(0, unknown_keys=new_keys)
+        _descend(table, change, once, slots[~is_new], once.firsts[~is_new])
+        return Applied(0, unknown_keys=np.sort(new_keys))
 
     return commit
 
@@ -160,68 +168,49 @@ def _check_optimizers(table: TableShard, change: Change) -> None:
             )
 
 
-def _combined(change: Change) -> tuple[Keys, dict[str, NDArray[Any]]]:
-    """Returns each key once, without padding, and its combined gradients by field."""
-    is_real = change.keys != PADDING
-    real = slice(None) if is_real.all() else is_real
-    keys, combined = change.keys[real], {}
-    # A sum that overflows spoils its own row alone; see `_moved`.
-    with np.errstate(over="ignore", invalid="ignore"):
-        for name, gradients in change.values.items():
-            different, combined[name] = combine_gradients(
-                keys, gradients[real], how=change.header.push.combine
-            )
-    return different, combined
+def _descend(
+    table: TableShard, change: Change, once: Distinct, slots: Slots, firsts: Places
+) -> None:
+    """Applies the fields' optimizers to rows that are there, or gathers for them in lazy fields.
 
-
-def _descend(table: TableShard, by: pb.Author, slots: Slots, gradients: Values) -> None:
-    """Applies the fields' optimizers to rows that are there."""
+    An overflow must not spoil a row, or what its optimizer remembers, for good: such a row stays as
+    it was.
+    """
+    by = change.header.author
     table.counts.add({"push_calls": 1, "rows_pushed": slots.size})
     table.rows_written.add({by.source: slots.size})
-    groups = dict.fromkeys(map(table.spec.group_of, gradients))
+    if not slots.size:
+        return
+    at_once = dict(change.values)
+    for name in table.spec.lazy_fields:
+        if at_once.pop(name, None) is not None:
+            gather(table, change, name, once, slots, firsts)
+    if not at_once:
+        return
+    move = pusher(table, at_once).begin(
+        at_once,
+        once,
+        is_mean=change.header.push.combine == "mean",
+        step=by.step,
+        noted={
+            "step": by.step,
+            "updated_at": by.updated_at,
+            "source": table.sources.add(by.source),
+            "clock": table.clocks.add(by.clock),
+        },
+    )
+    num_kept = 0
     for part in table.slices(slots.size):
-        # Only this thread writes, so rows may be read and worked on while others read them.
-        moved = {
-            group: _moved(
-                table,
-                slots[part],
-                {name: gradients[name][part] for name in table.spec.groups[group]},
-                step=by.step,
-            )
-            for group in groups
-        }
         with table.lock:
-            for group, (good_slots, columns) in moved.items():
-                table.write(group, good_slots, columns, by=by)
-
-
-def _moved(
-    table: TableShard, slots: Slots, gradients: Values, *, step: int
-) -> tuple[Slots, dict[str, NDArray[Any]]]:
-    """Computes what a push makes of rows: the slots of those that it moves, and their columns."""
-    columns = {}
-    for name, gradient in gradients.items():
-        optimizer = table.optimizers[name]
-        values = _taken(table, f"value/{name}", slots)
-        state = {key: _taken(table, f"state/{name}/{key}", slots) for key in optimizer.state_fields}
-        optimizer.update(values, gradient, state, step=step)
-        columns[f"value/{name}"] = values
-        columns |= {f"state/{name}/{key}": rows for key, rows in state.items()}
-    if all(np.isfinite(rows).all() for rows in columns.values()):
-        return slots, columns
-    # An overflow must not spoil a row, or what its optimizer remembers, for good: such a row stays
-    # as it was.
-    is_good = np.logical_and.reduce([finite_rows(rows) for rows in columns.values()])
-    table.counts.add({"rows_overflowed": int((~is_good).sum())})
-    return slots[is_good], {name: rows[is_good] for name, rows in columns.items()}
-
-
-def _taken(table: TableShard, column: str, slots: Slots) -> NDArray[Any]:
-    return table.columns[column].take(slots, axis=0, mode="clip")
+            table.keep_before(slots[part])
+            is_moved = move(slots[part], firsts[part])
+        num_kept += is_moved.size - int(np.count_nonzero(is_moved))
+    if num_kept:
+        table.counts.add({"rows_overflowed": num_kept})
 
 
 def _prepare_delete(table: TableShard, change: Change) -> Commit:
-    keys, by = _different(change.keys), change.header.author
+    keys, by = distinct(change.keys).keys, change.header.author
     slots = table.find(keys, source=by.source)
     keys, slots = keys[slots >= 0], slots[slots >= 0]
 
@@ -235,12 +224,22 @@ def _prepare_delete(table: TableShard, change: Change) -> Commit:
     return commit
 
 
-def _different(keys: Keys) -> Keys:
-    """Returns each key once, ascending, without padding."""
-    ordered = np.sort(keys)  # np.unique takes twenty times as long
-    is_first = np.append(True, ordered[1:] != ordered[:-1])
-    different: Keys = ordered[is_first & (ordered != PADDING)]
-    return different
+def _prepare_flush(table: TableShard, change: Change) -> Commit:
+    by, fields = change.header.author, change.header.flush.fields
+    for name in fields:
+        if not table.spec.field(name).lazy:
+            raise InvalidInputError(
+                f"field {name!r} of table {table.spec.name!r} gathers no gradients: declare it "
+                "with Field(lazy=...)"
+            )
+    slots = table.find(distinct(change.keys).keys, source=by.source)
+
+    def commit() -> Applied:
+        table.counts.add({"flush_calls": 1})
+        flushing.flush(table, fields, slots[slots >= 0], updated_at=by.updated_at)
+        return Applied(0)
+
+    return commit
 
 
 _PREPARE: dict[str, Callable[[TableShard, Change], Commit]] = {
@@ -248,4 +247,5 @@ _PREPARE: dict[str, Callable[[TableShard, Change], Commit]] = {
     "update": _prepare_update,
     "push": _prepare_push,
     "delete": _prepare_delete,
+    "flush": _prepare_flush,
 }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -153,6 +153,14 @@ def push(
 def delete(table: str, keys: Keys, *, by: pb.Author) -> Change:
     """Removes rows; in a per-source table those of the author's source."""
     return Change(pb.Change(table=table, author=by, delete=pb.Delete()), keys)
+
+
+def flush(table: str, keys: Keys, fields: Sequence[str], *, by: pb.Author) -> Change:
+    """Applies what lazy fields gathered; in a per-source table for rows of the author's source.
+
+    Steps and sources are those of the gathered gradients; of the author the time alone counts.
+    """
+    return Change(pb.Change(table=table, author=by, flush=pb.Flush(fields=fields)), keys)
 
 
 def advance(*, by: pb.Author) -> Change:

@@ -20,7 +20,7 @@ MAX_RESERVED_BYTES = 1 << 40
 """The most addresses one column takes: of the 128 TiB a process has, room for many columns."""
 
 # Python names this flag from 3.13 on; the number is Linux's on x86-64 and ARM.
-_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 
 def reserve(num_rows: int, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -63,6 +63,6 @@ def _map_addresses(num_bytes: int) -> mmap.mmap | None:
     if num_bytes == 0 or sys.platform != "linux":
         return None
     try:
-        return mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+        return mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
     except (OSError, OverflowError):
         return None

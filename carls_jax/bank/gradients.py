@@ -1,88 +1,93 @@
-"""What an optimizer does not see of pushed gradients: repeated rows and large norms.
+"""What an optimizer does not see of pushed gradients: repeated rows, large elements and norms.
 
-The order of every sum is fixed by the order of its terms alone, so that a row's gradient is the
-same, bit for bit, whatever the rows beside it.
+In machine code, for one row at a time. The order of every sum is fixed by the order of its terms
+alone, so that a row's gradient is the same, bit for bit, whatever the rows beside it.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from carls_jax.errors import ConfigError
-
-Array = NDArray[Any]
+from carls_jax.bank.machine import inlined
+from carls_jax.bank.vectors import vector_at
 
 
-def combine_gradients(
-    slots: NDArray[np.int64], gradients: Array, how: str = "sum"
-) -> tuple[NDArray[np.int64], Array]:
-    """Combines the gradients of each slot into one.
-
-    The gradients of a slot are added in pairs, in their order: (1 + 2) + (3 + 4), and so on. Only
-    those of repeated slots are copied and added.
+@inlined
+def combined(gradients: Any, first: Any, following: Any, is_mean: Any, room: Any) -> Any:
+    """Adds up the gradients of a row, in the order in which they came.
 
     Args:
-      slots: int `[N]`, the row (or the key) that each gradient is for.
-      gradients: float `[N, ...]`.
-      how: "sum" or "mean".
+      gradients: Address of `[n, W]`, of all rows.
+      first: The place among n of the row's first gradient.
+      following: int64, the place of the row's next gradient after each, or -1; see `repeats`.
+      is_mean: Whether the sum is divided by the number of its terms.
+      room: `[W]`, used if there are several.
 
     Returns:
-      The M different slots and their gradients `[M, ...]`: the arguments themselves where nothing
-      repeats, otherwise new arrays in the order of the slots.
-
-    Raises:
-      ConfigError: `how` is neither.
+      `[W]`, the sum in `room`, or the only gradient where it is.
     """
-    if how not in ("sum", "mean"):
-        raise ConfigError(f"combine_gradients(how={how!r}): allowed are 'sum' and 'mean'")
-    in_order = np.sort(slots)
-    is_repeat = in_order[1:] == in_order[:-1]
-    if not is_repeat.any():
-        return slots, gradients
-
-    starts = np.flatnonzero(np.concatenate(([True], ~is_repeat)))
-    counts = np.diff(starts, append=len(slots))
-    repeated = counts > 1
-    order = np.argsort(slots, kind="stable")
-    combined = np.take(gradients, order[starts], axis=0, mode="clip")
-    terms = np.take(gradients, order[np.repeat(repeated, counts)], axis=0, mode="clip")
-    sums = _sum_in_pairs(terms, counts[repeated])
-    if how == "mean":
-        divisors = counts[repeated].astype(gradients.dtype)
-        sums /= divisors.reshape(-1, *[1] * (gradients.ndim - 1))
-    combined[repeated] = sums
-    return in_order[starts], combined
+    row_bytes = room.size * room.itemsize
+    gradient = vector_at(gradients + first * row_bytes, room.size, room[0])
+    if following[first] < 0:
+        return gradient
+    for i in range(room.size):
+        room[i] = gradient[i]
+    count, place = 1, following[first]
+    while place >= 0:
+        term = vector_at(gradients + place * row_bytes, room.size, room[0])
+        for i in range(room.size):
+            room[i] = room[i] + term[i]
+        count, place = count + 1, following[place]
+    if is_mean:
+        divisor = room.dtype.type(count)
+        for i in range(room.size):
+            room[i] = room[i] / divisor
+    return room
 
 
-def _sum_in_pairs(terms: Array, counts: NDArray[np.int64]) -> Array:
-    """Sums runs of `counts` consecutive terms; takes log2 of the longest run rounds.
+@inlined
+def clipped(gradient: Any, limit: Any, room: Any) -> Any:
+    """Returns `[W]` with no absolute value above a limit, in `room` if there is a limit at all."""
+    if not limit < np.inf:
+        return gradient
+    most = room.dtype.type(limit)
+    for i in range(room.size):
+        number = gradient[i]
+        number = most if number > most else number  # NaN stays, and keeps the row as it was
+        room[i] = -most if number < -most else number
+    return room
 
-    Overwrites `terms`.
+
+@inlined
+def norm_clipped(gradient: Any, max_norm: Any, room: Any) -> Any:
+    """Returns `[W]` scaled down to a norm, in `room`, or as it is where its L2 norm is less."""
+    if not max_norm < np.inf:
+        return gradient
+    norm = norm_of(gradient)
+    if not norm > max_norm:
+        return gradient
+    scale = max_norm / norm
+    for i in range(room.size):
+        room[i] = gradient[i] * scale
+    return room
+
+
+@inlined
+def norm_of(row: Any) -> Any:
+    """Returns the L2 norm of `[W]`, computed in float64, where no float32 overflows.
+
+    It adds in four lanes, whose order depends on the width alone: one would wait for each sum.
     """
-    rows = np.arange(len(terms))
-    starts = np.cumsum(counts) - counts
-    positions = rows - np.repeat(starts, counts)
-    while len(rows) > len(starts):
-        is_second = positions % 2 == 1
-        second = rows[is_second]
-        first = rows[np.flatnonzero(is_second) - 1]
-        terms[first] += terms[second]
-        rows, positions = rows[~is_second], positions[~is_second] // 2
-    return np.take(terms, starts, axis=0, mode="clip")
-
-
-def clip_row_norms(gradients: Array, max_norm: float, out: Array) -> Array:
-    """Scales down the rows of `gradients` `[B, W]` whose L2 norm is above `max_norm`, into `out`.
-
-    Norms are computed in float64, where no float32 overflows. Other rows stay as they are, bit
-    for bit. Both arrays are C-contiguous, and may be the same.
-    """
-    # NumPy adds a contiguous row in pairs, in an order that depends on W alone; tests hold this.
-    norms = np.sqrt(np.sum(np.square(gradients, dtype=np.float64), axis=1))
-    np.copyto(out, gradients)
-    above = np.flatnonzero(norms > max_norm)
-    out[above] *= max_norm / norms[above, None]
-    return out
+    a = b = c = d = 0.0
+    whole = row.size & ~3
+    for i in range(0, whole, 4):
+        a += np.float64(row[i]) * np.float64(row[i])
+        b += np.float64(row[i + 1]) * np.float64(row[i + 1])
+        c += np.float64(row[i + 2]) * np.float64(row[i + 2])
+        d += np.float64(row[i + 3]) * np.float64(row[i + 3])
+    for i in range(whole, row.size):
+        a += np.float64(row[i]) * np.float64(row[i])
+    return math.sqrt((a + b) + (c + d))

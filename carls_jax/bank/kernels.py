@@ -1,12 +1,6 @@
-"""The update rules of the bank's optimizers, as NumPy kernels over blocks of rows.
+"""The bank's optimizers by name, each with its hyper-parameters, state and rule.
 
-B is the number of rows of a block, W the numbers in a row. A kernel turns the gradients of a
-block into a direction and moves the rows' state on; `RowOptimizer` subtracts the direction, times
-the learning rate. Every operation is element-wise and rounded as IEEE 754 says, so a row comes
-out the same, bit for bit, whatever the rows beside it. No JAX: kernels run in host callbacks too.
-
-Formulas, names and defaults are optax's (`optax/_src/transform.py`, `alias.py`), except that each
-row keeps its own state and count, and does not change while it is not touched.
+Names and defaults are optax's (`optax/_src/alias.py`); what they do is in `rules.py`.
 
 The state columns follow from the kernel alone and not from its hyper-parameters, so that those
 can be altered while the table lives. Hence no rmsprop with `momentum` or `centered`.
@@ -15,47 +9,28 @@ can be altered while the table lives. Hence no rmsprop with `momentum` or `cente
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from carls_jax.bank import rules
 from carls_jax.bank.hyperparameters import Hyperparameters, flag, real
-
-Array = NDArray[Any]
+from carls_jax.bank.row_function import RowFunction
 
 _DECAY = "[0, 1)"
 _POSITIVE = "(0, inf)"
 _NON_NEGATIVE = "[0, inf)"
-_MAX_COUNT = np.iinfo(np.int32).max
-
-
-@dataclass(frozen=True)
-class Block:
-    """Holds the rows that a kernel works on at once, all views of the caller's arrays.
-
-    Attributes:
-      values: `[B, W]` the rows before the update; read only.
-      gradients: `[B, W]` read only.
-      state: `[B, W]` or, for a count, `[B, 1]`; moved on in place.
-      direction: `[B, W]` room for the answer.
-      scratch: `[B, W]` room for intermediate values.
-    """
-
-    values: Array
-    gradients: Array
-    state: Mapping[str, Array]
-    direction: Array
-    scratch: Array
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel(Hyperparameters):
-    """Is one update rule with its hyper-parameters; hashable, and equal by value."""
+    """Is one update rule with its hyper-parameters; hashable, and equal by value.
+
+    Attributes:
+      rule: Machine code.
+    """
 
     kind = "optimizer"
+    rule: ClassVar[RowFunction]
 
     @property
     def fills(self) -> dict[str, float]:
@@ -67,9 +42,10 @@ class Kernel(Hyperparameters):
         """Whether a further column, int32 `count`, holds how often a row was updated."""
         return False
 
+    @property
     @abstractmethod
-    def direction(self, block: Block) -> Array:
-        """Moves the block's state on; returns `[B, W]`, which is to be subtracted."""
+    def numbers(self) -> tuple[float, ...]:
+        """The hyper-parameters, in the order in which the rule reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +53,11 @@ class SGD(Kernel):
     """Follows the gradient; lazy and dense updates are the same."""
 
     name = "sgd"
+    rule = rules.SGD
 
-    def direction(self, block: Block) -> Array:
-        return block.gradients
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +68,7 @@ class Momentum(Kernel):
     """
 
     name = "momentum"
+    rule = rules.MOMENTUM
     momentum: float = real(0.9, within=_DECAY)
     nesterov: bool = flag(False)
 
@@ -97,14 +76,9 @@ class Momentum(Kernel):
     def fills(self) -> dict[str, float]:
         return {"trace": 0.0}
 
-    def direction(self, block: Block) -> Array:
-        trace = block.state["trace"]
-        np.multiply(trace, self.momentum, out=trace)
-        np.add(block.gradients, trace, out=trace)
-        if not self.nesterov:
-            return trace
-        np.multiply(trace, self.momentum, out=block.direction)
-        return np.add(block.gradients, block.direction, out=block.direction)
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return (self.momentum, self.nesterov)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +89,7 @@ class AdaGrad(Kernel):
     """
 
     name = "adagrad"
+    rule = rules.ADAGRAD
     initial_accumulator_value: float = real(0.1, within=_NON_NEGATIVE)
     eps: float = real(1e-7, within=_POSITIVE)
 
@@ -122,12 +97,9 @@ class AdaGrad(Kernel):
     def fills(self) -> dict[str, float]:
         return {"sum_of_squares": self.initial_accumulator_value}
 
-    def direction(self, block: Block) -> Array:
-        sum_of_squares, root = block.state["sum_of_squares"], block.scratch
-        np.multiply(block.gradients, block.gradients, out=root)
-        np.add(root, sum_of_squares, out=sum_of_squares)
-        np.sqrt(np.add(sum_of_squares, self.eps, out=root), out=root)
-        return np.divide(block.gradients, root, out=block.direction)
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return (self.eps,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +110,7 @@ class RMSProp(Kernel):
     """
 
     name = "rmsprop"
+    rule = rules.RMSPROP
     decay: float = real(0.9, within=_DECAY)
     eps: float = real(1e-8, within=_POSITIVE)
     initial_scale: float = real(0.0, within=_NON_NEGATIVE)
@@ -147,14 +120,10 @@ class RMSProp(Kernel):
     def fills(self) -> dict[str, float]:
         return {"nu": self.initial_scale}
 
-    def direction(self, block: Block) -> Array:
-        nu, root = block.state["nu"], block.scratch
-        _average_of_squares(nu, block.gradients, decay=self.decay, scratch=root)
-        if self.eps_in_sqrt:
-            np.sqrt(np.add(nu, self.eps, out=root), out=root)
-        else:
-            np.add(np.sqrt(nu, out=root), self.eps, out=root)
-        return np.divide(block.gradients, root, out=block.direction)
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        inside, outside = (self.eps, 0.0) if self.eps_in_sqrt else (0.0, self.eps)
+        return (self.decay, inside, outside)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +137,7 @@ class Adam(Kernel):
     """
 
     name = "adam"
+    rule = rules.ADAM
     b1: float = real(0.9, within=_DECAY)
     b2: float = real(0.999, within=_DECAY)
     eps: float = real(1e-8, within=_POSITIVE)
@@ -181,18 +151,9 @@ class Adam(Kernel):
     def has_count(self) -> bool:
         return True
 
-    def direction(self, block: Block) -> Array:
-        mu, nu, count = block.state["mu"], block.state["nu"], block.state["count"]
-        direction, root = block.direction, block.scratch
-        _average(mu, block.gradients, decay=self.b1, scratch=root)
-        _average_of_squares(nu, block.gradients, decay=self.b2, scratch=root)
-        np.add(count, count < _MAX_COUNT, out=count)
-        np.divide(nu, _bias_correction(self.b2, count, mu.dtype), out=root)
-        if self.eps_root:
-            np.add(root, self.eps_root, out=root)
-        np.add(np.sqrt(root, out=root), self.eps, out=root)
-        np.divide(mu, _bias_correction(self.b1, count, mu.dtype), out=direction)
-        return np.divide(direction, root, out=direction)
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return (self.b1, self.b2, self.eps, self.eps_root, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,9 +166,9 @@ class AdamW(Adam):
     name = "adamw"
     weight_decay: float = real(1e-4, within=_NON_NEGATIVE)
 
-    def direction(self, block: Block) -> Array:
-        direction = super().direction(block)
-        return _add_decay(direction, block.values, self.weight_decay, scratch=block.scratch)
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return (*super().numbers[:-1], self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,6 +179,7 @@ class Lion(Kernel):
     """
 
     name = "lion"
+    rule = rules.LION
     b1: float = real(0.9, within=_DECAY)
     b2: float = real(0.99, within=_DECAY)
     weight_decay: float = real(1e-3, within=_NON_NEGATIVE)
@@ -226,37 +188,11 @@ class Lion(Kernel):
     def fills(self) -> dict[str, float]:
         return {"mu": 0.0}
 
-    def direction(self, block: Block) -> Array:
-        mu, average, scratch = block.state["mu"], block.direction, block.scratch
-        np.copyto(average, mu)
-        _average(average, block.gradients, decay=self.b1, scratch=scratch)
-        _average(mu, block.gradients, decay=self.b2, scratch=scratch)
-        sign = np.sign(average, out=scratch)  # in place it takes six times as long
-        return _add_decay(sign, block.values, self.weight_decay, scratch=average)
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        return (self.b1, self.b2, self.weight_decay)
 
 
 KERNELS: dict[str, type[Kernel]] = {
     kernel.name: kernel for kernel in (SGD, Momentum, AdaGrad, RMSProp, Adam, AdamW, Lion)
 }
-
-
-def _average(average: Array, new: Array, *, decay: float, scratch: Array) -> None:
-    """Moves `average` to decay * average + (1 - decay) * new."""
-    np.multiply(average, decay, out=average)
-    np.add(np.multiply(new, 1.0 - decay, out=scratch), average, out=average)
-
-
-def _average_of_squares(average: Array, new: Array, *, decay: float, scratch: Array) -> None:
-    """Moves `average` to decay * average + (1 - decay) * new**2."""
-    _average(average, np.multiply(new, new, out=scratch), decay=decay, scratch=scratch)
-
-
-def _bias_correction(decay: float, count: Array, dtype: np.dtype[Any]) -> Array:
-    """Returns 1 - decay**count, rounded to the rows' dtype."""
-    return (1.0 - np.power(decay, count)).astype(dtype)
-
-
-def _add_decay(direction: Array, values: Array, weight_decay: float, *, scratch: Array) -> Array:
-    """Returns direction + weight_decay * values, in `scratch`."""
-    np.multiply(values, weight_decay, out=scratch)
-    return np.add(direction, scratch, out=scratch)

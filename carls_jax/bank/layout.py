@@ -44,11 +44,24 @@ METADATA_COLUMNS = {
 }
 
 
+# What is kept of the gradients that a lazy field gathered, beside their sum; see `gathering`. It
+# says nothing where the count is 0, but for the norm, which is the usual one of a row's gradients.
+PENDING_COLUMNS = {
+    "count": Column(np.dtype(np.int32)),
+    "norm": Column(np.dtype(np.float64)),
+    "since": Column(np.dtype(np.float64)),  # seconds since the epoch, of the first
+    "step": Column(np.dtype(np.int64)),  # of the last, as what follows
+    "source": METADATA_COLUMNS["source"],
+    "clock": METADATA_COLUMNS["clock"],
+}
+
+
 def columns_of(spec: TableSpec, optimizers: Mapping[str, RowOptimizer]) -> dict[str, Column]:
     """Describes the columns of a table by name.
 
     "key"; "author" in a per-source table; "METADATA/GROUP"; "value/FIELD"; "state/FIELD/NAME" of
-    optimizers; "history/FIELD/value" and "history/FIELD/METADATA".
+    optimizers; "pending/FIELD/sum" and others of lazy fields; "history/FIELD/value" and
+    "history/FIELD/METADATA".
     """
     columns = {"key": Column(np.dtype(np.int64))}
     if spec.per_source:
@@ -56,10 +69,14 @@ def columns_of(spec: TableSpec, optimizers: Mapping[str, RowOptimizer]) -> dict[
     for group in spec.groups:
         columns |= {f"{kind}/{group}": column for kind, column in METADATA_COLUMNS.items()}
     for name, field in spec.fields.items():
-        columns[f"value/{name}"] = Column(np.dtype(field.dtype), field.shape)
+        columns[f"value/{name}"] = Column(field.stored_dtype, field.stored_shape)
         if name in optimizers:
             for state, one in optimizers[name].state_fields.items():
                 columns[f"state/{name}/{state}"] = Column(one.dtype, one.shape, one.fill)
+        if field.lazy:
+            columns[f"pending/{name}/sum"] = Column(np.dtype(field.dtype), field.shape)
+            for kind, column in PENDING_COLUMNS.items():
+                columns[f"pending/{name}/{kind}"] = column
         if field.history:
             columns |= dict(_history_columns(name, field))
     return columns
@@ -67,7 +84,10 @@ def columns_of(spec: TableSpec, optimizers: Mapping[str, RowOptimizer]) -> dict[
 
 def _history_columns(name: str, field: Field) -> Iterator[tuple[str, Column]]:
     """Yields rings of the last writes: write v of a field is at place (v - 1) % history."""
-    yield f"history/{name}/value", Column(np.dtype(field.dtype), (field.history, *field.shape))
+    yield (
+        f"history/{name}/value",
+        Column(field.stored_dtype, (field.history, *field.stored_shape)),
+    )
     for kind, column in METADATA_COLUMNS.items():
         # Places never written have version 0, and whatever else is in them is not read.
         yield f"history/{name}/{kind}", Column(column.dtype, (field.history,))

@@ -10,14 +10,18 @@ import uuid as uuids
 from dataclasses import replace
 from pathlib import Path
 
+from carls_jax.bank import joining
 from carls_jax.bank import knowledge_bank_pb2 as pb
-from carls_jax.bank.changes import Change, Keys
+from carls_jax.bank.changes import NO_KEYS, Change, Keys
+from carls_jax.bank.flush_timer import FlushTimer
 from carls_jax.bank.interface import Applied, Bank, BankIdentity, BankStats, SnapshotIdentity
+from carls_jax.bank.joining import Followed
 from carls_jax.bank.root import BankRoot
 from carls_jax.bank.rows import Rows, Written
 from carls_jax.bank.shard import Shard
 from carls_jax.bank.snapshots import SnapshotContent, SnapshotStore
 from carls_jax.bank.specs import check_name
+from carls_jax.bank.table_shard import TableShard
 from carls_jax.errors import BankClosedError, InvalidInputError
 
 _logger = logging.getLogger(__name__)
@@ -73,6 +77,7 @@ class LocalBank(Bank):
         self._max_snapshots = max_snapshots
         self._snapshot_lock = threading.Lock()
         self._shard: Shard | None = Shard()
+        self._flush_timer = FlushTimer(self._shard)
 
     @property
     def identity(self) -> BankIdentity:
@@ -82,10 +87,28 @@ class LocalBank(Bank):
         self._open()
 
     def apply(self, change: Change) -> Applied:
-        return self._open().apply(change)
+        applied = self._open().apply(change)
+        if change.kind == "create_table":
+            self._flush_timer.wake()
+        return applied
 
     def lookup(self, request: pb.Lookup, keys: Keys) -> Rows:
         return self._open().lookup(request, keys)
+
+    def follow(self, request: pb.Follow, keys: Keys, held: Keys = NO_KEYS) -> Followed:
+        shard = self._open()
+        return joining.follow(
+            self._counted(shard.lookup),
+            request,
+            keys,
+            held,
+            spec_of=lambda name: shard.table(name).spec,
+        )
+
+    def share(self, table: str) -> tuple[BankIdentity, TableShard]:
+        """Returns a table itself, for a server that lets other processes read its memory."""
+        shared = self._open().table(table)
+        return self._identity, shared  # read in this order: never a new table with the old identity
 
     def history(self, request: pb.History, keys: Keys) -> list[list[Written]]:
         return self._open().history(request, keys)
@@ -126,12 +149,18 @@ class LocalBank(Bank):
         Raises:
           SnapshotCorruptError: The snapshot is damaged; nothing was changed.
         """
-        self._open().replaced_by(content)
+        self._open().replaced_by(content, before=self._be_another)
+        self._flush_timer.wake()
+
+    def _be_another(self) -> None:
         self._identity = replace(self._identity, incarnation=uuids.uuid4().hex)
 
     def close(self) -> None:
+        self._flush_timer.stop()
         with self._snapshot_lock:  # a snapshot that is being written is finished
-            self._shard = None
+            shard, self._shard = self._shard, None
+            if shard:
+                shard.retire()
             if self._root:
                 self._root.close()
 

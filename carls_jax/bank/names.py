@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from carls_jax.errors import BankOverloadedError
 
@@ -58,6 +59,7 @@ class Counts:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
+        self._elsewhere: list[Callable[[], Mapping[str, int]]] = []
 
     def add(self, numbers: Mapping[str, int]) -> None:
         """Adds to several counts."""
@@ -68,4 +70,19 @@ class Counts:
     def read(self) -> dict[str, int]:
         """Returns all counts."""
         with self._lock:
-            return dict(self._counts)
+            counts = self._counts.copy()
+            for read in self._elsewhere:
+                counts.update(read())
+            return dict(counts)
+
+    @contextmanager
+    def including(self, read: Callable[[], Mapping[str, int]]) -> Iterator[None]:
+        """Includes what is counted elsewhere, and keeps it when the block ends."""
+        with self._lock:
+            self._elsewhere.append(read)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._elsewhere.remove(read)
+                self._counts.update(read())

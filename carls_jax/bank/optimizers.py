@@ -9,23 +9,18 @@ count does not advance.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
-from carls_jax.bank.gradients import clip_row_norms
 from carls_jax.bank.hyperparameters import make, nearest, number_within
-from carls_jax.bank.kernels import KERNELS, Block, Kernel
+from carls_jax.bank.kernels import KERNELS, Kernel
+from carls_jax.bank.rules import NUMBERS_SIZE
 from carls_jax.bank.schedules import Schedule
 from carls_jax.errors import DtypeError, OptimizerNotAllowedError
-
-Array = NDArray[Any]
-
-# The fastest of 16 KiB to 4 MiB on 8,192 rows of 128 float32, with 1 MiB of second-level cache.
-BLOCK_BYTES = 256 * 1024
 
 _MIXES_ROWS = {
     "adafactor": "it factors its moments over rows and columns",
@@ -155,9 +150,16 @@ class StateField:
 
 
 class RowOptimizer:
-    """Applies a field's optimizer to rows, each with its own state.
+    """Is a field's optimizer for rows of a shape and dtype; see `row_pusher` for what applies it.
 
-    Holds nothing that changes, so threads may share it. Calls no JAX.
+    Holds nothing that changes, so threads may share it.
+
+    Attributes:
+      spec: What it was made from.
+      width: Elements of a row.
+      dtype: Their type.
+      state_fields: The columns of state that each row has.
+      rule: Where the machine code of the update rule is.
     """
 
     def __init__(self, spec: OptimizerSpec, shape: tuple[int, ...], dtype: DTypeLike) -> None:
@@ -174,53 +176,16 @@ class RowOptimizer:
         }
         if spec.kernel.has_count:
             self.state_fields["count"] = StateField((), np.dtype(np.int32), 0)
+        self.rule = spec.kernel.rule.address(self.dtype)
 
-    def update(
-        self, values: Array, gradients: Array, state: Mapping[str, Array], step: int
-    ) -> None:
-        """Applies one gradient to each of n rows, in place.
-
-        A gradient so large that the arithmetic overflows leaves infinities or NaN, as in optax;
-        `clip` prevents it.
-
-        Args:
-          values: `[n, *shape]` the rows, C-contiguous; changed.
-          gradients: `[n, *shape]` of the same dtype; left as they are.
-          state: For each of `state_fields`, `[n, *its shape]`, C-contiguous; changed.
-          step: The push's step, which a schedule reads.
-        """
-        rate = self.spec.learning_rate_at(step)
-        with np.errstate(over="ignore", invalid="ignore"):
-            for block in self._blocks(values, gradients, state):
-                direction = self.spec.kernel.direction(block)
-                np.multiply(direction, -rate, out=block.direction)
-                np.add(block.values, block.direction, out=block.values)
-
-    def _blocks(
-        self, values: Array, gradients: Array, state: Mapping[str, Array]
-    ) -> Iterator[Block]:
-        num_rows = len(values)
-        columns = {name: _as_rows(column) for name, column in state.items()}
-        values, gradients = _as_rows(values), _as_rows(gradients)
-        block_rows = max(1, BLOCK_BYTES // max(1, self.width * self.dtype.itemsize))
-        buffers = np.empty((3, min(block_rows, num_rows), self.width), self.dtype)
-        for start in range(0, num_rows, block_rows):
-            rows = slice(start, start + block_rows)
-            clipped, direction, scratch = buffers[:, : num_rows - start]
-            yield Block(
-                values=values[rows],
-                gradients=self._clip(gradients[rows], out=clipped),
-                state={name: column[rows] for name, column in columns.items()},
-                direction=direction,
-                scratch=scratch,
-            )
-
-    def _clip(self, gradients: Array, out: Array) -> Array:
-        if self.spec.clip is not None:
-            gradients = np.clip(gradients, -self.spec.clip, self.spec.clip, out=out)
-        if self.spec.clip_row_norm is not None:
-            gradients = clip_row_norms(gradients, self.spec.clip_row_norm, out)
-        return gradients
+    def numbers(self, step: int) -> list[float]:
+        """Returns what the rule reads in a push at a step; see `rules`."""
+        clip, norm = (
+            math.inf if limit is None else limit
+            for limit in (self.spec.clip, self.spec.clip_row_norm)
+        )
+        known = [self.spec.learning_rate_at(step), clip, norm, *self.spec.kernel.numbers]
+        return known + [0.0] * (NUMBERS_SIZE - len(known))
 
 
 def row_optimizer(spec: OptimizerSpec, shape: tuple[int, ...], dtype: DTypeLike) -> RowOptimizer:
@@ -230,8 +195,3 @@ def row_optimizer(spec: OptimizerSpec, shape: tuple[int, ...], dtype: DTypeLike)
       DtypeError: The dtype is not float32 or float64.
     """
     return RowOptimizer(spec, shape, dtype)
-
-
-def _as_rows(array: Array) -> Array:
-    assert array.flags.c_contiguous, "a reshaped copy would take the update and lose it"
-    return array.reshape(len(array), -1) if len(array) else array.reshape(0, 1)

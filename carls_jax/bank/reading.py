@@ -20,8 +20,9 @@ from carls_jax.bank.values import MAX_KEYS
 from carls_jax.errors import InvalidInputError
 
 Mask = NDArray[np.bool_]
-# By (kind, field): kind is "value" or one of the metadata.
-Columns = dict[tuple[str, str], NDArray[Any]]
+# Kind and field; a kind is "value" or one of the metadata.
+Place = tuple[str, str]
+Columns = dict[Place, NDArray[Any]]
 
 
 def lookup(
@@ -38,21 +39,21 @@ def lookup(
     kinds = ["value", *request.metadata]
     if request.HasField("max_age_steps"):
         kinds = [*dict.fromkeys([*kinds, "step", "clock"])]
-    columns = _columns(table, request.fields, kinds)
+    names = _column_names(table, request.fields, kinds)
     sources: tuple[str, ...] = ()
     if table.spec.per_source:
-        sources = _authors(table, request.sources)
-        arrays, exists = _gather_authors(table, columns, keys, sources)
+        sources = authors(table, request.sources)
+        arrays, exists = _gather_authors(table, names, keys, sources)
     else:
-        arrays, exists = _gather(table, columns, keys)
+        arrays, exists = _gather(table, names, keys)
     present = {
         name: exists & _is_young(table, request, arrays, name, clocks)
         if request.HasField("max_age_steps")
         else exists.copy()
         for name in request.fields
     }
-    for name, mask in present.items():
-        if not mask.all():
+    if request.HasField("max_age_steps"):
+        for name, mask in present.items():
             arrays["value", name][~mask] = 0
     rows = Rows(
         keys=keys,
@@ -70,13 +71,11 @@ def exist(table: TableShard, keys: Keys, *, source: str) -> Mask:
     return _gather(table, {}, keys, source=source)[1]
 
 
-def _columns(table: TableShard, fields: Sequence[str], kinds: Sequence[str]) -> Columns:
-    """Returns the columns that a request reads."""
-    return {
-        (kind, name): table.columns[_column_name(table, kind, name)]
-        for kind in kinds
-        for name in fields
-    }
+def _column_names(
+    table: TableShard, fields: Sequence[str], kinds: Sequence[str]
+) -> dict[Place, str]:
+    """Names the columns that a request reads."""
+    return {(kind, name): _column_name(table, kind, name) for kind in kinds for name in fields}
 
 
 def _column_name(table: TableShard, kind: str, field: str) -> str:
@@ -87,7 +86,7 @@ def _column_name(table: TableShard, kind: str, field: str) -> str:
     return f"{kind}/{table.spec.group_of(field)}"
 
 
-def _authors(table: TableShard, wanted: Sequence[str]) -> tuple[str, ...]:
+def authors(table: TableShard, wanted: Sequence[str]) -> tuple[str, ...]:
     """Returns the authors that a request reads, by name."""
     known = sorted(set(table.sources) - {""})
     if "*" in wanted:
@@ -99,27 +98,15 @@ def _authors(table: TableShard, wanted: Sequence[str]) -> tuple[str, ...]:
 
 
 def _gather(
-    table: TableShard, columns: Columns, keys: Keys, *, source: str = ""
+    table: TableShard, names: Mapping[Place, str], keys: Keys, *, source: str = ""
 ) -> tuple[Columns, Mask]:
-    """Copies the rows of keys, `[n, ...]`, and tells which are there; the rest is arbitrary."""
-    arrays = {
-        place: np.empty((keys.size, *column.shape[1:]), column.dtype)
-        for place, column in columns.items()
-    }
-    exists = np.empty(keys.size, np.bool_)
-    for part in table.slices(keys.size):
-        with table.lock:
-            slots = table.find(keys[part], source=source)
-            for place, column in columns.items():
-                # "clip" reads slot 0 for what is missing (-1); with it `take` needs no buffer of
-                # its own, half the time.
-                column.take(slots, axis=0, out=arrays[place][part], mode="clip")
-        np.greater_equal(slots, 0, out=exists[part])
-    return arrays, exists
+    """Copies the rows of keys, `[n, ...]`, blank where there is none, and tells which are there."""
+    copies, exists = table.read(keys, tuple(names.values()), source=source)
+    return dict(zip(names, copies, strict=True)), exists
 
 
 def _gather_authors(
-    table: TableShard, columns: Columns, keys: Keys, sources: Sequence[str]
+    table: TableShard, names: Mapping[Place, str], keys: Keys, sources: Sequence[str]
 ) -> tuple[Columns, Mask]:
     """Copies the rows of keys and authors, `[n, S, ...]`, and tells which are there."""
     if keys.size * len(sources) > MAX_KEYS:
@@ -128,12 +115,14 @@ def _gather_authors(
             "fewer keys or name the sources"
         )
     arrays = {
-        place: np.empty((keys.size, len(sources), *column.shape[1:]), column.dtype)
-        for place, column in columns.items()
+        place: np.empty(
+            (keys.size, len(sources), *table.columns[name].shape[1:]), table.columns[name].dtype
+        )
+        for place, name in names.items()
     }
     exists = np.empty((keys.size, len(sources)), np.bool_)
     for number, source in enumerate(sources):
-        of_author, exists[:, number] = _gather(table, columns, keys, source=source)
+        of_author, exists[:, number] = _gather(table, names, keys, source=source)
         for place, array in of_author.items():
             arrays[place][:, number] = array
     return arrays, exists
@@ -168,19 +157,19 @@ def _readable(
             array = array.astype(np.int64)
         if kind in numbered:
             array = np.array(list(numbered[kind]), dtype=object)[array]
-        if is_missing is not None:
-            array[is_missing] = "" if kind in numbered else METADATA_COLUMNS[kind].fill
+            if is_missing is not None:
+                array[is_missing] = ""
         readable[kind][name] = array
     return readable
 
 
 def history(table: TableShard, request: pb.History, keys: Keys) -> list[list[Written]]:
     """Reads the last writes of a field, newest first."""
-    columns: Columns = {
-        (kind, request.field): table.columns[f"history/{request.field}/{kind}"]
+    names = {
+        (kind, request.field): f"history/{request.field}/{kind}"
         for kind in ("value", *METADATA_COLUMNS)
     }
-    arrays, exists = _gather(table, columns, keys, source=request.source)
+    arrays, exists = _gather(table, names, keys, source=request.source)
     rings = {kind: array for (kind, _), array in arrays.items()}
     sources, clocks = list(table.sources), list(table.clocks)
     return [
@@ -211,7 +200,8 @@ def _written(
 
 def scan(table: TableShard, request: pb.Scan) -> tuple[Rows, int]:
     """Reads the rows of the next slots, and where to go on (0: no more)."""
-    columns = _columns(table, request.fields, ["value", *request.metadata])
+    names = _column_names(table, request.fields, ["value", *request.metadata])
+    columns = {place: table.columns[name] for place, name in names.items()}
     columns["key", ""] = table.columns["key"]
     parts: list[Columns] = []
     start, stop = int(request.start), int(request.start + request.num_rows)

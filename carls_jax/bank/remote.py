@@ -8,13 +8,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import TypeVar
 
+from carls_jax.bank import joining, messages
 from carls_jax.bank import knowledge_bank_pb2 as pb
-from carls_jax.bank import messages
 from carls_jax.bank.address import parse_address
-from carls_jax.bank.changes import Change, Keys
+from carls_jax.bank.changes import NO_KEYS, Change, Keys
 from carls_jax.bank.interface import (
     PROTOCOL_VERSION,
     Applied,
@@ -23,8 +24,11 @@ from carls_jax.bank.interface import (
     BankStats,
     SnapshotIdentity,
 )
+from carls_jax.bank.joining import Followed
 from carls_jax.bank.rows import Rows, Written
 from carls_jax.bank.same_host_client import open_transport
+from carls_jax.bank.same_host_segment import IS_SUPPORTED
+from carls_jax.bank.shared_tables import SharedTables
 from carls_jax.bank.transport import Answer
 from carls_jax.bank.wire import Arrays, num_bytes
 from carls_jax.errors import (
@@ -43,6 +47,10 @@ LONGEST_PAUSE_S = 2.0
 
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
+
+
+class _NotSharedError(Exception):
+    """Says that rows cannot be read in the server's memory."""
 
 
 class RemoteBank(Bank):
@@ -81,6 +89,8 @@ class RemoteBank(Bank):
         self._num_shards = num_shards
         self._transport = open_transport(self._address)
         self._identity: BankIdentity | None = None
+        self._shared: SharedTables | None = None  # once it is known which bank it is
+        self._shared_incarnation = ""
         self._reply_bytes_per_row: dict[tuple[str, ...], float] = {}
         self._closed = threading.Event()
 
@@ -101,14 +111,56 @@ class RemoteBank(Bank):
         return messages.unpack_applied(reply.applied, answered)
 
     def lookup(self, request: pb.Lookup, keys: Keys) -> Rows:
+        if (rows := self._lookup_shared(request, keys)) is not None:
+            return rows
         kind = ("lookup", request.table, *request.fields, *request.metadata, *request.sources)
         ask = self._write if request.create else self._read
-        reply, arrays = self._rows(ask, pb.Request(lookup=request), keys, kind)
+        reply, arrays = self._rows(ask, pb.Request(lookup=request), {"keys": keys}, kind)
         return messages.unpack_rows(reply.looked_up, keys, arrays)
+
+    def _lookup_shared(self, request: pb.Lookup, keys: Keys) -> Rows | None:
+        """Reads rows in the server's memory, or returns None if that cannot be."""
+        self._meet()
+        if self._shared is None or self._closed.is_set():
+            return None
+        rows = self._shared.lookup(request, keys)
+        if self._shared.incarnation != self._shared_incarnation:
+            self._shared_incarnation = self._shared.incarnation
+            self._learn_incarnation(self._shared_incarnation)
+        return rows
+
+    def follow(self, request: pb.Follow, keys: Keys, held: Keys = NO_KEYS) -> Followed:
+        if len(request.links) < 2:  # what the rows are of is known here
+            return self._follow_here(self.lookup, request, keys, held)
+        self._meet()
+        if self._shared is not None:
+            with suppress(_NotSharedError):
+                return self._follow_here(self._shared_rows, request, keys, held)
+        last = request.links[-1]
+        kind = ("follow", *(one.table for one in request.links), *last.fields, *last.metadata)
+        ask = self._write if any(link.create for link in request.links) else self._read
+        arrays = {"keys": keys, "held": held} if held.size else {"keys": keys}
+        reply, answered = self._rows(ask, pb.Request(follow=request), arrays, kind)
+        followed = messages.unpack_followed(reply.followed, answered)
+        self._count(last, followed.rows)
+        return followed
+
+    def _follow_here(
+        self, lookup: joining.Lookup, request: pb.Follow, keys: Keys, held: Keys
+    ) -> Followed:
+        return joining.follow(
+            self._counted(lookup), request, keys, held, spec_of=lambda name: self.table(name).spec
+        )
+
+    def _shared_rows(self, request: pb.Lookup, keys: Keys) -> Rows:
+        rows = self._lookup_shared(request, keys)
+        if rows is None:
+            raise _NotSharedError
+        return rows
 
     def history(self, request: pb.History, keys: Keys) -> list[list[Written]]:
         kind = ("history", request.table, request.field)
-        reply, arrays = self._rows(self._read, pb.Request(history=request), keys, kind)
+        reply, arrays = self._rows(self._read, pb.Request(history=request), {"keys": keys}, kind)
         return messages.unpack_history(reply.history, arrays)
 
     def scan(self, request: pb.Scan) -> tuple[Rows, int]:
@@ -141,17 +193,20 @@ class RemoteBank(Bank):
 
     def close(self) -> None:
         self._closed.set()
+        if self._shared:
+            self._shared.close()
         self._transport.close()
 
     def _rows(
-        self, ask: Callable[..., Answer], request: pb.Request, keys: Keys, kind: tuple[str, ...]
+        self, ask: Callable[..., Answer], request: pb.Request, arrays: Arrays, kind: tuple[str, ...]
     ) -> Answer:
         """Asks for rows, telling the transport how large the last such reply was for each key."""
         per_row = self._reply_bytes_per_row.get(kind)
-        expected_bytes = None if per_row is None else int(per_row * keys.size)
-        reply, arrays = ask(request, {"keys": keys}, expected_bytes=expected_bytes)
-        self._reply_bytes_per_row[kind] = num_bytes(arrays) / max(keys.size, 1)
-        return reply, arrays
+        num_keys = max(arrays["keys"].size, 1)
+        expected_bytes = None if per_row is None else int(per_row * num_keys)
+        reply, answered = ask(request, arrays, expected_bytes=expected_bytes)
+        self._reply_bytes_per_row[kind] = num_bytes(answered) / num_keys
+        return reply, answered
 
     def _write(
         self,
@@ -207,10 +262,13 @@ class RemoteBank(Bank):
         reply, answered = self._transport.call(
             request, arrays, timeout_s=timeout_s, expected_bytes=expected_bytes
         )
-        identity = self._identity
-        if identity and identity.incarnation != reply.incarnation:
-            self._identity = replace(identity, incarnation=reply.incarnation)
+        self._learn_incarnation(reply.incarnation)
         return reply, answered
+
+    def _learn_incarnation(self, incarnation: str) -> None:
+        identity = self._identity
+        if identity and identity.incarnation != incarnation:
+            self._identity = replace(identity, incarnation=incarnation)
 
     def _meet(self) -> None:
         if self._identity is None:
@@ -234,6 +292,8 @@ class RemoteBank(Bank):
                 "'ADDRESS,ADDRESS,…', all its servers in the order of their shards"
             )
         self._bank_id = identity.bank_id
+        if self._shared is None and IS_SUPPORTED and self._address.same_host_path:
+            self._shared = SharedTables(self._address.same_host_path, bank_id=identity.bank_id)
         self._identity = identity
         return identity
 

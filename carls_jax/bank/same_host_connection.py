@@ -14,10 +14,11 @@ from __future__ import annotations
 import contextlib
 import enum
 import itertools
+import os
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from carls_jax.bank import wire
@@ -26,7 +27,9 @@ from carls_jax.bank.wire import Arrays
 # The first part is copied out while the next is copied in, and both stay in a core's cache.
 PART_BYTES = 1 << 19
 NUM_PARTS = 4
-SEGMENT_BYTES = PART_BYTES * NUM_PARTS
+# What the client counts for the server; see `table_sharing`.
+COUNTERS_BYTES = 4096
+SEGMENT_BYTES = PART_BYTES * NUM_PARTS + COUNTERS_BYTES
 # Of a request; it holds no arrays.
 MAX_MESSAGE_BYTES = 8 << 20
 # A socket takes 24 days at most.
@@ -35,6 +38,8 @@ LONGEST_WAIT_S = 1e6
 # Kind, bytes of the message, number of the call, bytes of the content.
 _PACKET = struct.Struct("<IIQQ")
 PACKET_BYTES = _PACKET.size
+# Process, user, group of the other side; see unix(7).
+CREDENTIALS = struct.Struct("iII")
 
 
 class LinkError(OSError):
@@ -54,6 +59,8 @@ class Kind(enum.IntEnum):
     FAILURE = 4
     PART = 5  # the next part is in the segment
     TAKEN = 6  # a part was copied out of it
+    OPEN = 7  # the message names a table, whose memory is to be shared
+    TABLE = 8  # the descriptor of a table's memory comes with it
 
 
 class Packet(NamedTuple):
@@ -101,24 +108,46 @@ class Connection:
 
     Attributes:
       deadline: When waiting ends, on the monotonic clock in seconds. None: never.
+      counters: `COUNTERS_BYTES` of the segment that are no part.
     """
 
     def __init__(self, link: socket.socket, segment: memoryview) -> None:
         self._link = link
         self._parts = [
-            segment[start : start + PART_BYTES] for start in range(0, SEGMENT_BYTES, PART_BYTES)
+            segment[number * PART_BYTES : (number + 1) * PART_BYTES] for number in range(NUM_PARTS)
         ]
+        self.counters = segment[NUM_PARTS * PART_BYTES :]
         self.deadline: float | None = None
 
-    def send(self, kind: Kind, call: int, message: bytes, arrays: Arrays) -> None:
-        """Sends a content; returns when its last part is in the segment."""
+    def process(self) -> int:
+        """Returns the process at the other side, when the connection was made."""
+        raw = self._link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+        return int(CREDENTIALS.unpack(raw)[0])
+
+    def fileno(self) -> int:
+        """Returns the socket's descriptor."""
+        return self._link.fileno()
+
+    def send(
+        self,
+        kind: Kind,
+        call: int,
+        message: bytes,
+        arrays: Arrays,
+        *,
+        descriptors: Sequence[int] = (),
+    ) -> None:
+        """Sends a content and descriptors; returns when its last part is in the segment."""
         pieces = [memoryview(message), *map(wire.bytes_of, arrays.values())]
         packet = Packet(kind, call, len(message), sum(map(len, pieces)))
         for number, part in enumerate(wire.cut_bytes(pieces, frame_bytes=PART_BYTES)):
             if number >= NUM_PARTS:
                 self._expect(Kind.TAKEN, call)
             _fill(self._parts[number % NUM_PARTS], part)
-            self._send(packet if number == 0 else Packet(Kind.PART, call))
+            if number == 0:
+                self._send(packet, descriptors)
+            else:
+                self._send(Packet(Kind.PART, call))
 
     def receive(self) -> Packet:
         """Waits for the next packet; between contents, the one that begins a content."""
@@ -129,6 +158,22 @@ class Connection:
         except OSError as error:
             raise _lost(error) from error
         return decode_packet(raw)
+
+    def receive_descriptors(self) -> tuple[Packet, list[int]]:
+        """Waits for the next packet and its descriptors, which are the caller's to close."""
+        try:
+            self._limit()
+            raw, descriptors, _, _ = socket.recv_fds(
+                self._link, PACKET_BYTES + 1, 1, socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError as error:
+            raise _lost(error) from error
+        try:
+            return decode_packet(raw), descriptors
+        except LinkError:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
 
     def content(self, packet: Packet) -> tuple[bytes, Iterator[memoryview]]:
         """Returns a message, and the bytes after it as they come.
@@ -155,6 +200,7 @@ class Connection:
         """Gives back the socket, and the segment once nobody looks at it."""
         self._link.close()
         self._parts = []
+        self.counters = memoryview(b"")
 
     def _receive_parts(self, packet: Packet) -> Iterator[memoryview]:
         num_parts = -(-packet.num_bytes // PART_BYTES)
@@ -171,10 +217,13 @@ class Connection:
         if (packet.kind, packet.call) != (kind, call):
             raise LinkError(f"{packet} in place of {kind.name} of call {call}")
 
-    def _send(self, packet: Packet) -> None:
+    def _send(self, packet: Packet, descriptors: Sequence[int] = ()) -> None:
         try:
             self._limit()
-            self._link.send(packet.encode(), socket.MSG_NOSIGNAL)
+            if descriptors:
+                socket.send_fds(self._link, [packet.encode()], descriptors, socket.MSG_NOSIGNAL)
+            else:
+                self._link.send(packet.encode(), socket.MSG_NOSIGNAL)
         except OSError as error:
             raise _lost(error) from error
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import struct
 
 from carls_jax.bank.same_host_connection import (
+    CREDENTIALS,
     PACKET_BYTES,
     SEGMENT_BYTES,
     Connection,
@@ -19,9 +19,7 @@ from carls_jax.bank.same_host_connection import (
 from carls_jax.bank.same_host_segment import make_segment, map_segment
 
 # Raised by any change of what the packets mean or how the segment is used.
-FORMAT_VERSION = 1
-
-_CREDENTIALS = struct.Struct("iII")  # process, user, group; see unix(7)
+FORMAT_VERSION = 2
 
 
 def new_socket() -> socket.socket:
@@ -77,7 +75,7 @@ def _receive_segment(peer: socket.socket) -> memoryview:
 
 
 def _check_user(peer: socket.socket) -> None:
-    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    process, user, _ = _CREDENTIALS.unpack(raw)
+    raw = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    process, user, _ = CREDENTIALS.unpack(raw)
     if user != os.getuid():
         raise PermissionError(f"process {process} at the other side is of user {user}")

@@ -19,6 +19,7 @@ from carls_jax.bank.listening import remove_stale_socket
 from carls_jax.bank.same_host_connection import MAX_MESSAGE_BYTES, Connection, Kind, LinkError
 from carls_jax.bank.same_host_segment import IS_SUPPORTED
 from carls_jax.bank.staging import Staging
+from carls_jax.bank.table_sharing import TableSharing
 from carls_jax.bank.wire import Arrays
 from carls_jax.errors import AddressInUseError, InvalidInputError
 
@@ -30,6 +31,7 @@ STALLED_S = 60.0
 PAUSE_S = 0.1
 
 _NO_ARRAYS: Arrays = {}
+_ASKED = (Kind.REQUEST, Kind.OPEN)
 _logger = logging.getLogger(__name__)
 
 
@@ -123,8 +125,9 @@ class SameHostServer:
         """Answers one client until it goes."""
         try:
             connection = same_host_handshake.welcome(peer)
-            while True:
-                self._answer(connection)
+            with TableSharing(connection, self._staging.share) as sharing:
+                while True:
+                    self._answer(connection, sharing)
         except OSError as error:
             _logger.debug("a connection at %s ended: %s", self._path, error)
         finally:
@@ -132,14 +135,17 @@ class SameHostServer:
                 del self._peers[threading.current_thread()]
                 peer.close()
 
-    def _answer(self, connection: Connection) -> None:
+    def _answer(self, connection: Connection, sharing: TableSharing) -> None:
         """Answers the next request of a client."""
         connection.deadline = None
         packet = connection.receive()
         connection.deadline = time.monotonic() + STALLED_S
-        if packet.kind is not Kind.REQUEST or packet.message_bytes > MAX_MESSAGE_BYTES:
+        if packet.kind not in _ASKED or packet.message_bytes > MAX_MESSAGE_BYTES:
             raise LinkError(f"{packet} where a request should begin")
         message, pieces = connection.content(packet)
+        if packet.kind is Kind.OPEN:
+            sharing.open(message.decode(errors="replace"), call=packet.call)
+            return
         kind, arrays = Kind.REPLY, _NO_ARRAYS
         try:
             reply, arrays = self._staging.answer(_parsed(message), pieces)

@@ -77,7 +77,9 @@ class BankServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._address = listen(self._server, parse_address(address))
         self._same_host = offer(
-            staging, self._address.same_host_path, max_connections=max_same_host_connections
+            staging,
+            self._address.same_host_path,
+            max_connections=max_same_host_connections,
         )
         self._server.start()
         for name in ("", SERVICE_NAME):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from carls_jax.bank import applying, changes, reading
+from carls_jax.bank import applying, changes, flushing, reading
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank.applying import Commit
+from carls_jax.bank.before_images import MAX_BEFORE_BYTES, Room
 from carls_jax.bank.changes import NO_STEP, Change, Keys
 from carls_jax.bank.interface import Applied, BankStats, TableStats
 from carls_jax.bank.rows import METADATA, Rows, Written
-from carls_jax.bank.snapshots import SnapshotContent, TableImage
+from carls_jax.bank.snapshots import SnapshotContent
+from carls_jax.bank.table_image import TableImage
 from carls_jax.bank.table_shard import MAX_CLOCKS, TableShard
 from carls_jax.bank.values import check_keys
 from carls_jax.errors import BankOverloadedError, InvalidInputError, TableNotFoundError
@@ -29,15 +31,21 @@ class Shard:
 
     All methods may be called from several threads at once. Changes of one table have one order;
     tables do not wait for one another.
+
+    Args:
+      max_before_bytes: What a snapshot that is under way may keep of rows that have changed since
+        its instant. Beyond it changes wait, but for one a table.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_before_bytes: int = MAX_BEFORE_BYTES) -> None:
+        self._max_before_bytes = max_before_bytes
         # Both are replaced, never altered, so readers need no lock.
         self._tables: Mapping[str, TableShard] = {}
         self._clocks: Mapping[str, int] = {}
         self._sequence = 0
-        # Locks are taken in this order: `_outline` by what makes or replaces tables, then tables'
-        # `writer`, then `_numbering` for a moment.
+        # Locks are taken in this order: `_imaging` by what takes an image, `_outline` by what makes
+        # or replaces tables, then tables' `writer`, then `_numbering` for a moment.
+        self._imaging = threading.Lock()
         self._outline = threading.Lock()
         self._numbering = threading.Lock()
 
@@ -64,6 +72,7 @@ class Shard:
                 yield self._prepare(change)
         else:
             with self._writing(change.header.table) as table:
+                table.wait_for_room(change.keys.size)
                 yield applying.prepare(table, change)
 
     def _accept(self, change: Change) -> int:
@@ -133,6 +142,9 @@ class Shard:
         """Reads rows, creating them first if the request says so."""
         table = self._checked(request.table, request.fields, request.metadata)
         check_keys(keys)
+        if table.spec.lazy_fields:
+            sources = reading.authors(table, request.sources) if table.spec.per_source else ("",)
+            self._apply_all(flushing.before_lookup(table, request.fields, keys, sources))
         rows, exists = reading.lookup(table, request, keys, clocks=self._clocks)
         num_created = 0
         if request.create:
@@ -154,14 +166,39 @@ class Shard:
         table = self._checked(request.table, [request.field], [])
         if not table.spec.field(request.field).history:
             raise InvalidInputError(f"field {request.field!r} keeps no history")
-        return reading.history(table, request, check_keys(keys))
+        check_keys(keys)
+        changes_before = flushing.before_lookup(table, [request.field], keys, [request.source])
+        self._apply_all(changes_before)
+        return reading.history(table, request, keys)
 
     def scan(self, request: pb.Scan) -> tuple[Rows, int]:
         """Reads a block of rows, and where the next begins (0: no more)."""
         table = self._checked(request.table, request.fields, request.metadata)
         if not 1 <= request.num_rows <= MAX_SCAN_ROWS:
             raise InvalidInputError(f"num_rows={request.num_rows}: allowed is 1 to {MAX_SCAN_ROWS}")
+        start, stop = int(request.start), int(request.start + request.num_rows)
+        self._apply_all(flushing.before_scan(table, request.fields, start, stop))
         return reading.scan(table, request)
+
+    def flush_overdue(self, now: float) -> None:
+        """Applies the gradients that have waited as long as their fields allow, at a time.
+
+        Args:
+          now: Seconds since the epoch.
+        """
+        for table in self._tables.values():
+            self._apply_all(flushing.overdue(table, now))
+
+    @property
+    def shortest_wait_s(self) -> float | None:
+        """The shortest time that gradients of a field may wait. None: no field is lazy."""
+        specs = [table.spec for table in self._tables.values()]
+        lazy = [field.lazy for spec in specs for field in spec.fields.values() if field.lazy]
+        return min((one.max_wait_s for one in lazy), default=None)
+
+    def _apply_all(self, made: Iterable[Change]) -> None:
+        for change in made:
+            self.apply(change)
 
     def _checked(self, name: str, fields: Sequence[str], metadata: Sequence[str]) -> TableShard:
         """Returns the table of a request whose names were checked."""
@@ -188,14 +225,26 @@ class Shard:
     def frozen(self) -> Iterator[tuple[list[TableImage], dict[str, int], int]]:
         """Gives the state of one instant: images of all tables, clocks, number of changes.
 
-        Until the block ends changes wait; lookups go on.
+        Changes and lookups go on while the block reads the images. One block at a time: another
+        waits.
         """
-        with self._alone():
-            tables = [self._tables[name] for name in sorted(self._tables)]
-            yield [table.image() for table in tables], dict(self._clocks), self._sequence
+        room = Room(self._max_before_bytes)
+        with self._imaging, ExitStack() as held:
+            with self._alone():
+                images = []
+                for _, table in sorted(self._tables.items()):
+                    held.callback(table.end_image)
+                    images.append(table.begin_image(room))
+                clocks, sequence = dict(self._clocks), self._sequence
+            yield images, clocks, sequence
 
-    def replaced_by(self, content: SnapshotContent) -> None:
-        """Takes over the state of a snapshot; changes nothing if it cannot be read."""
+    def replaced_by(
+        self, content: SnapshotContent, *, before: Callable[[], None] = lambda: None
+    ) -> None:
+        """Takes over the state of a snapshot; changes nothing if it cannot be read.
+
+        `before` is called when nothing can fail any more, and nobody has the new state yet.
+        """
         tables = {}
         for saved in content.tables:
             table = TableShard(saved.spec)
@@ -205,9 +254,17 @@ class Shard:
                 table.load(block)
             tables[saved.spec.name] = table
         with self._alone():
+            # Before anybody alters the new tables, nobody may read the old ones.
+            self.retire()
+            before()
             self._clocks = dict(content.clocks)
             self._sequence = content.sequence
-            self._tables = tables  # last: from here on changes begin again
+            self._tables = tables  # from here on changes begin again
+
+    def retire(self) -> None:
+        """Tells the processes that read tables' memory to read it no more."""
+        for table in self._tables.values():
+            table.retire()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from carls_jax.bank.rows import Rows
-    from carls_jax.bank.specs import TableSpec
+    from carls_jax.bank.specs import Field, TableSpec
 
 MAX_ROWS = 10
 MAX_NUMBERS = 6
@@ -47,7 +47,7 @@ def table_html(spec: TableSpec) -> str:
     lines = [_line("th", ["field", "shape", "dtype", "initial value", "optimizer", "group"])]
     for name, field in spec.fields.items():
         optimizer = field.optimizer.name if field.optimizer else ""
-        described = [str(field.shape), field.dtype, str(field.init), optimizer, field.group or ""]
+        described = [str(field.shape), _form(field), str(field.init), optimizer, field.group or ""]
         lines.append(_line("td", [name, *described]))
     title = f"table {spec.name}, {spec.keys} keys{', a row per source' if spec.per_source else ''}"
     return f"<p>{escape(title)}</p><table>{''.join(lines)}</table>"
@@ -63,3 +63,7 @@ def value_text(value: NDArray[Any]) -> str:
 
 def _line(tag: str, cells: list[str]) -> str:
     return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _form(field: Field) -> str:
+    return f"{field.dtype} as {field.compact}" if field.compact else field.dtype

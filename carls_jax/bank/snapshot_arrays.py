@@ -20,37 +20,26 @@ import tensorstore as ts
 from numpy.typing import NDArray
 
 from carls_jax.bank.specs import TableSpec
+from carls_jax.bank.table_image import TableImage
 from carls_jax.errors import BankError, SnapshotCorruptError
 
-# Measured with 1 M × 128 float32: groups of 64 MiB are as fast as groups of 128 MiB at half the
-# memory, 80 MB to write and 200 MB to read.
-GROUP_BYTES = 64 << 20
+# PERFORMANCE: with 1 M × 128 float32, groups of 16 MiB are written as fast as groups of 64 or 128
+# MiB, and whoever answers lookups meanwhile waits less long for a core and for the disk.
+GROUP_BYTES = 16 << 20
 # PERFORMANCE: 1 to 16 MiB are equally fast on a local disk. 4 MiB is worth a request to an object
 # store, and little is wasted by the last chunk of an array, which is always stored whole.
 CHUNK_BYTES = 4 << 20
 
 _ALIGNMENT = 64
-
-
-@dataclass(frozen=True)
-class TableImage:
-    """Is the state of one table at one instant, for writing; it must not change meanwhile.
-
-    n is the number of rows.
-
-    Attributes:
-      spec: What the table is.
-      num_rows: n.
-      names: What the numbers in the columns stand for: names of "sources" and "clocks".
-      columns: All arrays by name, indexed by slot; they may have more slots than are used.
-      slots: Integers `[n]`, where the rows are.
-    """
-
-    spec: TableSpec
-    num_rows: int
-    names: Mapping[str, Sequence[str]]
-    columns: Mapping[str, NDArray[Any]]
-    slots: NDArray[np.integer[Any]]
+_CONTEXT = {
+    # PERFORMANCE: a sync at the end instead of one per group lets the disk work meanwhile: 0.6
+    # instead of 1.8 s for 512 MB on a busy machine.
+    "file_io_sync": False,
+    # PERFORMANCE: one thread writes, so that of two cores one is left for those who answer lookups.
+    # The rate stays the same.
+    "file_io_concurrency": {"limit": 1},
+    "data_copy_concurrency": {"limit": 1},
+}
 
 
 @dataclass(frozen=True)
@@ -187,15 +176,13 @@ class ArrayWriter:
     def __init__(self, database_url: str, *, group_bytes: int = GROUP_BYTES) -> None:
         self._url = database_url
         self._group_bytes = group_bytes
-        # PERFORMANCE: a sync at the end instead of one per group lets the disk work meanwhile: 0.6
-        # instead of 1.8 s for 512 MB on a busy machine.
-        self._context = ts.Context({"file_io_sync": False})
+        self._context = ts.Context(_CONTEXT)
         self._staging: NDArray[np.uint8] = np.empty(group_bytes, np.uint8)
         self._staged_bytes = 0
         self._begin()
 
     def write(self, image: TableImage) -> TableContent:
-        """Writes one table; the image may change afterwards.
+        """Writes one table, which may go on changing; reads the image up.
 
         Raises:
           BankError: The database cannot be written, for want of room, say.
@@ -206,18 +193,16 @@ class ArrayWriter:
         }
         row_bytes = sum(one.row_bytes for one in layout.values())
         block_rows = _rows_within(self._group_bytes, row_bytes)
+        arrays = self._create(image, layout, block_rows) if image.num_rows else {}
         checksums: dict[str, list[int]] = {name: [] for name in layout}
         for start in range(0, image.num_rows, block_rows):
-            slots = image.slots[start : start + block_rows]
-            self._make_room(slots.size * row_bytes + _ALIGNMENT * len(layout))
-            for name, column in layout.items():
-                staged = self._stage(image.columns[name], slots)
+            num_rows = min(block_rows, image.num_rows - start)
+            self._make_room(num_rows * row_bytes + _ALIGNMENT * len(layout))
+            block = {name: self._stage(num_rows, column) for name, column in layout.items()}
+            image.read(block)
+            for name, staged in block.items():
                 checksums[name].append(zlib.crc32(staged.data))
-                chunk_rows = min(
-                    _rows_within(CHUNK_BYTES, column.row_bytes), block_rows, image.num_rows
-                )
-                array = self._open(image, name, column, chunk_rows)
-                self._write(array[start : start + slots.size], staged)
+                self._write(arrays[name], start, staged)
         return TableContent(
             spec=image.spec,
             num_rows=image.num_rows,
@@ -251,40 +236,42 @@ class ArrayWriter:
         if num_bytes > self._staging.size:
             self._staging = np.empty(num_bytes, np.uint8)
 
-    def _stage(self, column: NDArray[Any], slots: NDArray[Any]) -> NDArray[Any]:
-        shape = (slots.size, *column.shape[1:])
+    def _stage(self, num_rows: int, column: Column) -> NDArray[Any]:
+        """Returns the next part of the staging buffer, for rows of a column."""
+        shape = (num_rows, *column.shape)
         staged = np.ndarray(shape, column.dtype, self._staging, self._staged_bytes)
-        # "clip" spares a second buffer; all slots are within the column.
-        np.take(column, slots, axis=0, out=staged, mode="clip")
         self._staged_bytes += -(-staged.nbytes // _ALIGNMENT) * _ALIGNMENT
         return staged
 
-    def _open(
-        self, image: TableImage, name: str, column: Column, chunk_rows: int
-    ) -> ts.TensorStore:
-        metadata = {
-            "shape": [image.num_rows, *column.shape],
-            "data_type": column.dtype,
-            "chunk_grid": {
-                "name": "regular",
-                "configuration": {"chunk_shape": [chunk_rows, *column.shape]},
-            },
-            "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
-        }
-        try:
-            return ts.open(
-                {**_array_spec(self._url, image.spec.name, name), "metadata": metadata},
+    def _create(
+        self, image: TableImage, layout: Mapping[str, Column], block_rows: int
+    ) -> dict[str, ts.TensorStore]:
+        """Makes the arrays of a table, at once and for all of its blocks."""
+        transaction = ts.Transaction(atomic=True)
+        creating = {
+            name: ts.open(
+                {
+                    **_array_spec(self._url, image.spec.name, name),
+                    "metadata": _metadata(column, num_rows=image.num_rows, block_rows=block_rows),
+                },
                 create=True,
                 open=True,
                 context=self._context,
-                transaction=self._transaction,
-            ).result()
+                transaction=transaction,
+            )
+            for name, column in layout.items()
+        }
+        try:
+            arrays = {name: future.result() for name, future in creating.items()}
+            transaction.commit_sync()
         except ValueError as error:
             raise self._failed(error) from error
+        return arrays
 
-    def _write(self, array: ts.TensorStore, staged: NDArray[Any]) -> None:
+    def _write(self, array: ts.TensorStore, start: int, staged: NDArray[Any]) -> None:
+        rows = array.with_transaction(self._transaction)[start : start + staged.shape[0]]
         # The staging buffer stays as it is until the transaction has been committed.
-        writing = array.write(staged, can_reference_source_data_indefinitely=True)
+        writing = rows.write(staged, can_reference_source_data_indefinitely=True)
         self._copied.append(writing.copy)
 
     def _failed(self, cause: ValueError) -> BankError:
@@ -296,6 +283,17 @@ def _array_spec(database_url: str, table: str, column: str) -> dict[str, Any]:
     path = f"{quote(table, safe='')}/{quote(column, safe='')}/"
     database = {"driver": "ocdbt", "base": database_url, "path": path}
     return {"driver": "zarr3", "kvstore": database}
+
+
+def _metadata(column: Column, *, num_rows: int, block_rows: int) -> dict[str, Any]:
+    chunk_rows = min(_rows_within(CHUNK_BYTES, column.row_bytes), block_rows, num_rows)
+    chunks = {"chunk_shape": [chunk_rows, *column.shape]}
+    return {
+        "shape": [num_rows, *column.shape],
+        "data_type": column.dtype,
+        "chunk_grid": {"name": "regular", "configuration": chunks},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}],
+    }
 
 
 def _rows_within(num_bytes: int, row_bytes: int) -> int:

@@ -22,15 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from carls_jax.bank.interface import SnapshotIdentity, find_snapshot
-from carls_jax.bank.snapshot_arrays import GROUP_BYTES, ArrayWriter, TableContent, TableImage
+from carls_jax.bank.snapshot_arrays import GROUP_BYTES, ArrayWriter, TableContent
+from carls_jax.bank.table_image import TableImage
 from carls_jax.errors import (
     BankIdentityError,
     InvalidInputError,
     SnapshotCorruptError,
     SnapshotNotFoundError,
 )
-
-__all__ = ["SnapshotContent", "SnapshotStore", "TableContent", "TableImage"]
 
 # Raised when older programs could not read what newer ones write.
 FORMAT_VERSION = 1

@@ -13,7 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from carls_jax.bank.compact import FORMS, stored_dtype, stored_shape
 from carls_jax.bank.initializers import Initializer, zeros
+from carls_jax.bank.lazy import Lazy
 from carls_jax.bank.optimizers import OptimizerSpec
 from carls_jax.errors import (
     DtypeError,
@@ -65,6 +67,10 @@ class Field:
       group: Fields of one group share version, step, updated_at, source and clock, and must be
         written together. None: the field has its own.
       history: How many of its last writes the bank keeps for `Table.history`.
+      compact: Stores and sends float32 values as "bfloat16", in half the bytes, or as "int8" with a
+        scale for each row, in a quarter; see `compact` for what that does to them. None: as they
+        are.
+      lazy: Gathers pushed gradients until the row is read. None: each push is applied at once.
     """
 
     shape: tuple[int, ...] = ()
@@ -73,10 +79,13 @@ class Field:
     optimizer: OptimizerSpec | None = None
     group: str | None = None
     history: int = 0
+    compact: Literal["bfloat16", "int8"] | None = None
+    lazy: Lazy | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dtype", _checked_dtype(self.dtype))
         object.__setattr__(self, "shape", _checked_shape(self.shape))
+        self._check_compact()
         if self.row_bytes > MAX_ROW_BYTES:
             raise ShapeError(
                 f"Field(shape={self.shape}, dtype={self.dtype!r}) takes {self.row_bytes} bytes a "
@@ -88,6 +97,7 @@ class Field:
             )
         self.init.check_dtype(self.dtype)
         self._check_optimizer()
+        self._check_lazy()
         _check_integer(self.history, "Field(history)", lowest=0, highest=MAX_HISTORY)
         if self.group is not None:
             check_name(self.group, argument="Field(group)")
@@ -105,10 +115,42 @@ class Field:
                 f"Field(dtype={self.dtype!r}, optimizer=...): gradients need float32 or float64"
             )
 
+    def _check_compact(self) -> None:
+        if self.compact is None:
+            return
+        if self.compact not in FORMS:
+            raise DtypeError(f"Field(compact={self.compact!r}): allowed are {FORMS} and None")
+        if self.dtype != "float32":
+            raise DtypeError(
+                f"Field(dtype={self.dtype!r}, compact={self.compact!r}): it is for float32"
+            )
+
+    def _check_lazy(self) -> None:
+        if self.lazy is None:
+            return
+        if not isinstance(self.lazy, Lazy):
+            raise InvalidInputError(
+                f"Field(lazy={self.lazy!r}): give a Lazy, such as Lazy(max_wait_s=10.0)"
+            )
+        if self.optimizer is None:
+            raise InvalidInputError(
+                "Field(lazy=...): it gathers gradients, so the field needs an optimizer, too"
+            )
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Element type of what is stored and sent."""
+        return stored_dtype(self.compact, self.dtype)
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of what is stored and sent of one row's value."""
+        return stored_shape(self.compact, self.shape)
+
     @property
     def row_bytes(self) -> int:
-        """Bytes of one row's value."""
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        """Bytes of one row's value, stored or sent."""
+        return math.prod(self.stored_shape) * self.stored_dtype.itemsize
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the field as plain JSON types."""
@@ -119,13 +161,19 @@ class Field:
             "optimizer": self.optimizer.to_dict() if self.optimizer else None,
             "group": self.group,
             "history": self.history,
+            "compact": self.compact,
+            "lazy": self.lazy.to_dict() if self.lazy else None,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Field:
         """Makes the field that `to_dict` described."""
-        optimizer = data["optimizer"] and OptimizerSpec.from_dict(data["optimizer"])
-        return cls(**{**data, "init": Initializer.from_dict(data["init"]), "optimizer": optimizer})
+        made = {
+            "init": Initializer.from_dict(data["init"]),
+            "optimizer": data["optimizer"] and OptimizerSpec.from_dict(data["optimizer"]),
+            "lazy": data.get("lazy") and Lazy.from_dict(data["lazy"]),
+        }
+        return cls(**{**data, **made})
 
 
 @dataclass(frozen=True)
@@ -178,6 +226,12 @@ class TableSpec:
                     f"fields {', '.join(names)} of group {group!r} are pushed together: give all "
                     "of them an optimizer, or none"
                 )
+            if len(names) > 1 and any(self.fields[name].lazy for name in names):
+                raise InvalidInputError(
+                    f"fields {', '.join(names)} of group {group!r}: a lazy field is written when "
+                    "it is read, so it shares its version and step with no other: leave out "
+                    "lazy=..., or group=..."
+                )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A read-only mapping can be neither pickled nor copied.
@@ -205,8 +259,15 @@ class TableSpec:
             groups[group] = (*groups.get(group, ()), name)
         return groups
 
+    @cached_property
+    def lazy_fields(self) -> tuple[str, ...]:
+        """Names of the fields that gather gradients."""
+        return tuple(name for name, one in self.fields.items() if one.lazy)
+
     def check_agrees(self, existing: TableSpec) -> None:
-        """Compares this spec with an existing table's; optimizers' hyper-parameters may differ.
+        """Compares this spec with an existing table's.
+
+        Hyper-parameters may differ: those of optimizers, and of lazy updates.
 
         Raises:
           SpecMismatchError: They disagree; the message lists each difference.
@@ -275,5 +336,6 @@ def _identity(spec: TableSpec) -> dict[str, object]:
     for name, one in spec.fields.items():
         described = one.to_dict()
         described["optimizer"] = one.optimizer.name if one.optimizer else None
+        described["lazy"] = one.lazy is not None
         identity |= {f"fields[{name!r}].{key}": value for key, value in described.items()}
     return identity

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank import service, wire
-from carls_jax.bank.interface import Bank
+from carls_jax.bank.interface import Bank, BankIdentity
+from carls_jax.bank.table_shard import TableShard
 from carls_jax.errors import BankOverloadedError
 
 
@@ -42,9 +43,16 @@ class Staging:
         staged = wire.Assembly(request.arrays, max_bytes=self._max_bytes)
         with self._hold(staged.num_bytes):
             staged.add(pieces)
-            reply, arrays = service.answer(self._bank, request, staged.arrays())
+            sent = staged.arrays()
+            for array in sent.values():
+                array.flags.writeable = False  # a bank copies what somebody else might alter
+            reply, arrays = service.answer(self._bank, request, sent)
         reply.arrays.extend(wire.describe(arrays))
         return reply, arrays
+
+    def share(self, table: str) -> tuple[BankIdentity, TableShard]:
+        """As `Bank.share`."""
+        return self._bank.share(table)
 
     @contextmanager
     def _hold(self, num_bytes: int) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,8 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from carls_jax.bank import changes, requests, showing
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank.changes import DEFAULT_CLOCK, NO_STEP
+from carls_jax.bank.compact import decode, decoded_rows, encode
 from carls_jax.bank.rows import Rows, Written
-from carls_jax.bank.specs import TableSpec, check_name
+from carls_jax.bank.specs import TableSpec
 from carls_jax.bank.values import as_keys, as_values
 from carls_jax.errors import InvalidInputError, KeyNotFoundError
 from carls_jax.metrics import Direction, Flow
@@ -41,6 +43,7 @@ class Table:
     def __init__(self, bank: Bank, spec: TableSpec) -> None:
         self.bank = bank
         self.spec = spec
+        self._flows: dict[tuple[str, str], Flow] = {}
 
     @property
     def name(self) -> str:
@@ -81,20 +84,20 @@ class Table:
           FieldNotFoundError: A field does not exist.
           InvalidInputError: An argument cannot work; the message says which and why.
         """
-        request = pb.Lookup(
-            table=self.name,
-            fields=requests.checked_fields(self.spec, fields),
-            metadata=requests.checked_metadata(metadata),
+        request = requests.lookup(
+            self.spec,
+            me=self.bank.source,
+            fields=fields,
             create=create,
-            sources=requests.checked_sources(self.spec, sources, me=self.bank.source),
-            max_age_steps=requests.checked_steps(max_age_steps, argument="max_age_steps"),
-            now=requests.checked_steps(now, argument="now"),
-            clock=check_name(clock, argument="clock"),
-            reader=self._author(NO_STEP, clock, None) if create else None,
+            sources=sources,
+            max_age_steps=max_age_steps,
+            now=now,
+            clock=clock,
+            metadata=metadata,
         )
         rows = self.bank.lookup(request, as_keys(self.spec, keys))
         self._count("lookup", rows.values)
-        return rows
+        return decoded_rows(self.spec, rows)
 
     def update(
         self,
@@ -121,7 +124,7 @@ class Table:
           BankFullError: The table has no room for the new rows; nothing changed.
         """
         ids = as_keys(self.spec, keys)
-        arrays = as_values(self.spec, values, num_keys=ids.size)
+        arrays = self._encoded(as_values(self.spec, values, num_keys=ids.size))
         by = self._author(step, clock, source)
         applied = self.bank.apply(changes.update(self.name, ids, arrays, by=by, if_newer=if_newer))
         self._count("update", arrays)
@@ -139,6 +142,8 @@ class Table:
         create: bool = True,
     ) -> Applied:
         """Sends gradients, which the fields' optimizers apply to the rows.
+
+        A lazy field gathers them until the row is read.
 
         Args:
           keys: `[n]`; the gradients of a repeated key are combined first.
@@ -187,7 +192,7 @@ class Table:
         block_rows = self._block_rows(list(arrays))
         for start in range(0, ids.size, block_rows):
             block = slice(start, start + block_rows)
-            part = {name: array[block] for name, array in arrays.items()}
+            part = self._encoded({name: array[block] for name, array in arrays.items()})
             change = changes.update(self.name, ids[block], part, by=by)
             created += self.bank.apply(change).num_created
             self._count("load", part)
@@ -228,7 +233,7 @@ class Table:
             rows, request.start = self.bank.scan(request)
             self._count("scan", rows.values)
             if rows.keys.size:
-                yield rows
+                yield decoded_rows(self.spec, rows)
             if not request.start:
                 return
 
@@ -289,13 +294,17 @@ class Table:
 
         The field must have been declared with `history=...`; a key without a row has none.
         """
-        if not self.spec.field(field).history:
+        described = self.spec.field(field)
+        if not described.history:
             raise InvalidInputError(
                 f"field {field!r} of table {self.name!r} keeps no history: declare it with "
                 "Field(history=8), say"
             )
         request = pb.History(table=self.name, field=field, source=source)
-        return self.bank.history(request, as_keys(self.spec, keys))
+        return [
+            [replace(one, value=decode(described, one.value)) for one in of_key]
+            for of_key in self.bank.history(request, as_keys(self.spec, keys))
+        ]
 
     def stats(self) -> TableStats:
         """Returns counts of this table."""
@@ -310,23 +319,21 @@ class Table:
     def _repr_html_(self) -> str:
         return showing.table_html(self.spec)
 
+    def _encoded(self, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return {name: encode(self.spec.field(name), value) for name, value in values.items()}
+
     def _block_rows(self, fields: Sequence[str]) -> int:
         row_bytes = sum(self.spec.field(name).row_bytes for name in fields)
         return max(1, min(BLOCK_ROWS, BLOCK_BYTES // row_bytes))
 
     def _author(self, step: int, clock: str, source: str | None) -> pb.Author:
         name = self.bank.source if source is None else source
-        if self.spec.per_source and not name:
-            raise InvalidInputError(
-                f"source='': table {self.name!r} is per_source; name the writer with source=..., "
-                "here or in connect"
-            )
-        return changes.author(step=step, clock=clock, source=name)
+        return requests.author(self.spec, step=step, clock=clock, source=name)
 
     def _count(self, direction: Direction, arrays: Mapping[str, NDArray[Any]]) -> None:
         for name, array in arrays.items():
-            self.bank.ledger.add(
-                Flow(self.bank.source, self.name, name, direction),
-                num_bytes=array.nbytes,
-                num_rows=array.shape[0],
-            )
+            flow = self._flows.get((direction, name))
+            if flow is None:
+                flow = Flow(self.bank.source, self.name, name, direction)
+                self._flows[direction, name] = flow
+            self.bank.ledger.add(flow, num_bytes=array.nbytes, num_rows=array.shape[0])

@@ -8,22 +8,28 @@ n is the number of keys.
 from __future__ import annotations
 
 import threading
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from carls_jax.bank import knowledge_bank_pb2 as pb
+from carls_jax.bank.before_images import Room
 from carls_jax.bank.changes import DEFAULT_CLOCK, Keys
 from carls_jax.bank.columns import reservable_rows, reserve
-from carls_jax.bank.index import KeyIndex
+from carls_jax.bank.compact import encode
+from carls_jax.bank.index import NO_KEYS_INDEX, KeyIndex, index_of, index_parts
 from carls_jax.bank.initializers import zeros
-from carls_jax.bank.layout import columns_of
+from carls_jax.bank.layout import Column, columns_of
 from carls_jax.bank.names import Counts, Names
 from carls_jax.bank.optimizers import RowOptimizer, row_optimizer
-from carls_jax.bank.snapshots import TableImage
+from carls_jax.bank.row_pusher import RowPusher
+from carls_jax.bank.row_reader import RowReader
+from carls_jax.bank.row_writer import RowWriter
 from carls_jax.bank.specs import TableSpec
+from carls_jax.bank.table_image import TableImage
+from carls_jax.bank.table_memory import Part, TableMemory
 from carls_jax.errors import BankFullError
 from carls_jax.keys import PADDING
 
@@ -64,6 +70,9 @@ class TableShard:
       clocks: Names of the clocks that steps are on.
       counts: Events since the table was made or restored in this process.
       rows_written: Rows written by each source, since the same moment.
+      memory: Where the columns, the guards and the key index are.
+      guards: uint32 `[max_rows]`, see `row_guard`.
+      pushers: What pushes to some of the fields, by their names.
     """
 
     def __init__(self, spec: TableSpec) -> None:
@@ -85,17 +94,23 @@ class TableShard:
         self._max_rows = min(
             reservable_rows(spec.max_rows, column.row_bytes) for column in layout.values()
         )
-        self.columns: dict[str, NDArray[Any]] = {
-            name: reserve(self._max_rows, column.shape, column.dtype)
-            for name, column in layout.items()
-        }
+        self.memory = TableMemory(_parts(layout, self._max_rows))
+        self.columns: dict[str, NDArray[Any]] = {name: self.memory.arrays[name] for name in layout}
+        self.guards: NDArray[np.uint32] = self.memory.arrays["guards"]
+        self._reader = RowReader(self.memory.arrays)
+        self._writer = RowWriter(self.columns, self.guards)
+        self.pushers: dict[tuple[str, ...], RowPusher] = {}
         value_bytes = sum(field.row_bytes for field in spec.fields.values())
         self._slice_rows = max(1, min(SLICE_ROWS, SLICE_BYTES // value_bytes))
-        self._indexes: dict[str, KeyIndex] = {}  # by author; "" in a table without authors
+        # By author; "" in a table without authors.
+        self._indexes: dict[str, KeyIndex] = {}
+        if not spec.per_source:
+            self._indexes[""] = KeyIndex(self.columns["key"], memory=index_of(self.memory.arrays))
         self._num_rows = 0
         self._used = 0  # slots below this were given out at least once
         self._free = reserve(self._max_rows, (), np.int32)  # a stack of slots to be used again
         self._num_free = 0
+        self._image: TableImage | None = None  # while a snapshot is under way
 
     @property
     def num_rows(self) -> int:
@@ -124,7 +139,26 @@ class TableShard:
         index = self._indexes.get(self._author(source))
         if index is None:
             return np.full(keys.shape, -1, np.intp)
-        return index.find(keys).astype(np.intp)
+        return index.find(keys)
+
+    def read(
+        self, keys: Keys, names: tuple[str, ...], *, source: str = ""
+    ) -> tuple[list[NDArray[Any]], NDArray[np.bool_]]:
+        """Copies columns `[n, ...]` of keys' rows, each row as it was at one moment; needs no lock.
+
+        Returns:
+          The columns' rows, blank (zeros, and -1 for a step) where a key has none, and which keys
+          have one, bool `[n]`.
+        """
+        index = self._indexes.get(self._author(source))
+        memory = NO_KEYS_INDEX if index is None else index.memory
+        rows = self._reader.read(keys, names, memory)
+        assert rows is not None, "a reader that may wait for ever gave up"
+        return rows
+
+    def retire(self) -> None:
+        """Tells the processes that read the table's memory to read it no more."""
+        self.memory.arrays["retired"][0] = 1
 
     def live_slots(self, start: int = 0, stop: int | None = None) -> Slots:
         """Returns the slots in a range that hold rows, ascending."""
@@ -159,8 +193,11 @@ class TableShard:
         The fields in `but` are left out, for a caller that writes them itself.
         """
         values = {
-            f"value/{name}": field.init.rows(
-                keys, seed=self.spec.seed, field=name, shape=field.shape, dtype=field.dtype
+            f"value/{name}": encode(
+                field,
+                field.init.rows(
+                    keys, seed=self.spec.seed, field=name, shape=field.shape, dtype=field.dtype
+                ),
             )
             for name, field in self.spec.fields.items()
             if name not in but and field.init != zeros()
@@ -179,65 +216,118 @@ class TableShard:
     def add(self, keys: Keys, first_values: Mapping[str, Any], *, by: pb.Author) -> Slots:
         """Adds unique, absent rows and returns their slots `[n]`; cannot fail after `make_room`.
 
-        The caller holds `lock`: readers find the rows as soon as it lets go.
+        The caller holds `lock`.
         """
-        slots = self._take_slots(keys.size)
-        if not keys.size:
-            return slots
-        for name, value in first_values.items():
-            self.columns[name][slots] = value
-        self.columns["key"][slots] = keys
-        if self.spec.per_source:
-            self.columns["author"][slots] = self.sources.add(by.source)
-        self._indexes[self._author(by.source)].insert(keys, slots.astype(np.int32))
-        self.counts.add({"rows_created": keys.size})
+        slots = self.place(keys, first_values, by=by)
+        self.enter(keys, slots, by=by)
         return slots
 
-    def write(self, group: str, slots: Slots, columns: Arrays, *, by: pb.Author) -> None:
-        """Writes columns of unique rows, all of one group, and notes who did it and when.
+    def place(self, keys: Keys, first_values: Mapping[str, Any], *, by: pb.Author) -> Slots:
+        """Writes new rows where nobody finds them until they are entered; else as `add`."""
+        slots = self._take_slots(keys.size)
+        if keys.size:
+            self.keep_before(slots)
+            values = dict(first_values)
+            if self.spec.per_source:
+                values["author"] = self.sources.add(by.source)
+            self._writer.write(slots, values)
+        return slots
+
+    def enter(self, keys: Keys, slots: Slots, *, by: pb.Author) -> None:
+        """Lets readers find rows that were placed. The caller holds `lock`."""
+        if keys.size:
+            # Who found the slot when it was the key's before does not take it for the key's again.
+            self._writer.write(slots, {"key": keys})
+            self._indexes[self._author(by.source)].insert(keys, slots)
+            self.counts.add({"rows_created": keys.size})
+
+    def write(self, groups: Iterable[str], slots: Slots, columns: Arrays, *, by: pb.Author) -> None:
+        """Writes columns of unique rows, those of whole groups, and notes who did it and when.
 
         The caller holds `lock`.
         """
-        for name, rows in columns.items():
-            self.columns[name][slots] = rows
-        version = self.columns[f"version/{group}"]
-        version[slots] += 1
+        self.keep_before(slots)
         told: dict[str, Any] = {
             "step": by.step,
             "updated_at": by.updated_at,
             "source": self.sources.add(by.source),
             "clock": self.clocks.add(by.clock),
         }
+        written = dict(columns)
+        for group in groups:
+            told["version"] = self.columns[f"version/{group}"][slots] + np.uint32(1)
+            written |= {f"{kind}/{group}": value for kind, value in told.items()}
+            for name in self.spec.groups[group]:
+                if self.spec.field(name).history:
+                    written |= self._rings(name, slots, {**told, "value": columns[f"value/{name}"]})
+        self._writer.write(slots, written)
+
+    def put(self, slots: Slots, columns: Mapping[str, Any]) -> None:
+        """Overwrites columns of unique rows and notes nothing. The caller holds `lock`."""
+        self.keep_before(slots)
+        self._writer.write(slots, columns)
+
+    def _rings(self, name: str, slots: Slots, told: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Returns the history of a field, with one more write, for rows `[n]`."""
+        place = (told["version"] - 1) % self.spec.field(name).history
+        rings = {}
         for kind, value in told.items():
-            self.columns[f"{kind}/{group}"][slots] = value
-        told["version"] = version[slots]
-        for name in self.spec.groups[group]:
-            if size := self.spec.field(name).history:
-                place = (slots, (told["version"] - 1) % size)
-                written = {"value": self.columns[f"value/{name}"][slots], **told}
-                for kind, value in written.items():
-                    self.columns[f"history/{name}/{kind}"][place] = value
+            column = f"history/{name}/{kind}"
+            rings[column] = self.columns[column][slots]
+            rings[column][np.arange(slots.size), place] = value
+        return rings
 
     def remove(self, keys: Keys, slots: Slots, *, by: pb.Author) -> None:
         """Removes unique, present rows. The caller holds `lock`."""
+        self.keep_before(slots)
         self._indexes[self._author(by.source)].remove(keys)
-        for column in self.columns.values():
-            column[slots] = 0
-        self.columns["key"][slots] = PADDING
+        self._writer.write(slots, {**dict.fromkeys(self.columns, 0), "key": PADDING})
         self._free[self._num_free : self._num_free + slots.size] = slots
         self._num_free += slots.size
         self._num_rows -= slots.size
         self.counts.add({"rows_deleted": slots.size})
 
-    def image(self) -> TableImage:
-        """Returns the whole state; it must be used up while `writer` is held."""
-        return TableImage(
-            spec=self.spec,
-            num_rows=self._num_rows,
-            names={"sources": list(self.sources), "clocks": list(self.clocks)},
-            columns=self.columns,
-            slots=self.live_slots(),
+    def keep_before(self, slots: Slots) -> None:
+        """Keeps what different slots `[n]` hold, if a snapshot that is under way needs it.
+
+        The caller holds `lock` and is about to alter the rows at these slots. What alters columns
+        by the methods of this class need not call it: they do.
+        """
+        if self._image is not None:
+            self._image.keep(slots)
+
+    def wait_for_room(self, num_rows: int) -> None:
+        """Waits while a snapshot that is under way has no room to keep so many rows for it.
+
+        The caller holds `writer` and not `lock`.
+        """
+        image = self._image
+        if image is not None:
+            image.wait_for_room(num_rows)
+
+    def begin_image(self, room: Room) -> TableImage:
+        """Returns the whole state, which later changes do not alter; one at a time.
+
+        The caller holds `writer` for this call, and calls `end_image` when it has used it.
+        """
+        image = TableImage(
+            self.spec,
+            self._num_rows,
+            {"sources": list(self.sources), "clocks": list(self.clocks)},
+            {name: column[: self._used] for name, column in self.columns.items()},
+            lock=self.lock,
+            room=room,
+            memory=self.memory,
         )
+        self._image = image
+        return image
+
+    def end_image(self) -> None:
+        """Keeps nothing for the image any more."""
+        with self.lock:
+            image, self._image = self._image, None
+        if image is not None:
+            image.close()
 
     def load(self, block: Arrays) -> None:
         """Takes rows of an image, all columns of each, into a table that nobody else uses yet.
@@ -258,7 +348,7 @@ class TableShard:
         for author in np.unique(authors).tolist():
             chosen = authors == author
             index = self._indexes[self._author(names[author])]
-            index.insert(keys[chosen], slots[chosen].astype(np.int32))
+            index.insert(keys[chosen], slots[chosen])
 
     def _author(self, source: str) -> str:
         return source if self.spec.per_source else ""
@@ -272,3 +362,13 @@ class TableShard:
         self._used += num_rows - reused
         self._num_rows += num_rows
         return slots
+
+
+def _parts(layout: Mapping[str, Column], max_rows: int) -> dict[str, Part]:
+    """Describes the memory of a table: its columns, the rows' guards, and its key index."""
+    parts = {
+        name: Part((max_rows, *column.shape), column.dtype.str) for name, column in layout.items()
+    }
+    parts |= {"guards": Part((max_rows,), "uint32"), "retired": Part((1,), "int64")}
+    index = index_parts(max_rows).items()
+    return parts | {name: Part((size,), dtype.str) for name, (size, dtype) in index}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from carls_jax.bank import compact
 from carls_jax.bank.changes import Keys
 from carls_jax.bank.specs import Field, TableSpec
 from carls_jax.errors import DtypeError, InvalidInputError, KeyKindError, NonFiniteError, ShapeError
@@ -78,7 +79,7 @@ def _as_field(field: Field, name: str, given: ArrayLike, num_keys: int) -> NDArr
         value = np.asarray(given)
     except ValueError as error:
         raise ShapeError(f"{name!r} is no array: {error}") from None
-    _check_shape(field, name, value, num_keys)
+    _check_shape(name, value, (num_keys, *field.shape))
     dtype = np.dtype(field.dtype)
     if value.dtype.kind in "iu" and dtype.kind in "iu":
         _check_range(field, name, value)
@@ -102,9 +103,9 @@ def _check_range(field: Field, name: str, value: NDArray[Any]) -> None:
 def check_values(
     spec: TableSpec, values: Mapping[str, NDArray[np.generic]], *, num_keys: int
 ) -> None:
-    """Checks what a client sent: fields, exact dtypes, shapes, finite numbers, whole groups.
+    """Checks what a client sent to be stored: fields, exact dtypes, shapes, finite numbers, groups.
 
-    Padding's values are checked like any.
+    Compact fields' values come as they are stored. Padding's values are checked like any.
 
     Raises:
       FieldNotFoundError, DtypeError, ShapeError: As `as_values`.
@@ -114,11 +115,24 @@ def check_values(
     _check_some(spec, values)
     for name, value in values.items():
         field = spec.field(name)
-        if value.dtype != np.dtype(field.dtype):
-            raise DtypeError(f"{name!r} has dtype {value.dtype}; the field is {field.dtype}")
-        _check_shape(field, name, value, num_keys)
-        _check_finite(name, value)
+        _check_kind(name, value, field.stored_dtype, (num_keys, *field.stored_shape))
+        if field.compact:
+            _check_all_finite(name, field.dtype, compact.finite_rows(field, value))
+        else:
+            _check_finite(name, value)
     _check_whole_groups(spec, values)
+
+
+def check_gradients(
+    spec: TableSpec, gradients: Mapping[str, NDArray[np.generic]], *, num_keys: int
+) -> None:
+    """Checks gradients as `check_values` does values; those of compact fields are float32."""
+    _check_some(spec, gradients)
+    for name, gradient in gradients.items():
+        field = spec.field(name)
+        _check_kind(name, gradient, np.dtype(field.dtype), (num_keys, *field.shape))
+        _check_finite(name, gradient)
+    _check_whole_groups(spec, gradients)
 
 
 def _check_some(spec: TableSpec, values: Mapping[str, object]) -> None:
@@ -136,19 +150,31 @@ def _check_whole_groups(spec: TableSpec, values: Mapping[str, object]) -> None:
             )
 
 
-def _check_shape(field: Field, name: str, value: NDArray[np.generic], num_keys: int) -> None:
-    expected = (num_keys, *field.shape)
+def _check_shape(name: str, value: NDArray[np.generic], expected: tuple[int, ...]) -> None:
     if value.shape != expected:
         raise ShapeError(f"{name!r} has shape {list(value.shape)}, expected {list(expected)}")
 
 
+def _check_kind(
+    name: str, value: NDArray[Any], dtype: np.dtype[Any], expected: tuple[int, ...]
+) -> None:
+    if value.dtype != dtype:
+        raise DtypeError(f"{name!r} has dtype {value.dtype}; the field is {dtype}")
+    _check_shape(name, value, expected)
+
+
 def _check_finite(name: str, value: NDArray[Any]) -> None:
-    if value.dtype.kind != "f" or np.isfinite(value).all():
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        _check_all_finite(name, value.dtype, finite_rows(value))
+
+
+def _check_all_finite(name: str, dtype: object, is_finite: NDArray[np.bool_]) -> None:
+    if is_finite.all():
         return
-    rows = np.flatnonzero(~finite_rows(value))
+    rows = np.flatnonzero(~is_finite)
     raise NonFiniteError(
-        f"{name!r} holds NaN, infinity or a number too large for {value.dtype} in {rows.size} of "
-        f"{value.shape[0]} rows, first in row {rows[0]}; nothing was changed"
+        f"{name!r} holds NaN, infinity or a number too large for {dtype} in {rows.size} of "
+        f"{is_finite.size} rows, first in row {rows[0]}; nothing was changed"
     )
 
 

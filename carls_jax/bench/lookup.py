@@ -56,4 +56,4 @@ def _works(compared: Contestants, draw: Draw, num_keys: int) -> dict[str, Work]:
 
 
 def _lookup(table: Table, draw: Draw) -> Work:
-    return lambda number: table.lookup(draw(number))[VALUE]
+    return lambda number: table.lookup(draw(number), metadata=())[VALUE]

@@ -1,22 +1,32 @@
-"""How much memory a row takes in the bank's server, beside its bare numbers and Redis."""
+"""How much memory a row takes in the bank's server, beside its bare numbers and Redis.
+
+And how much more the server takes while it writes a snapshot.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from carls_jax.bank import Field, connect
+from carls_jax.bank import Field, Table, connect
 from carls_jax.bank.optimizers import optimizer
 from carls_jax.bench import redis_peer
-from carls_jax.bench.banks import bank_server
+from carls_jax.bench.banks import bank_server, loaded
+from carls_jax.bench.harness import until
 from carls_jax.bench.machine import resident_bytes
 from carls_jax.bench.report import Report
-from carls_jax.bench.rows import VALUE, Keys, Rows, random_rows, table_of
+from carls_jax.bench.rows import VALUE, Keys, Rows, draws, random_rows, table_of
 
 LIMIT = "the numbers alone"
 SERVER = "bank server"
+UNCHANGED = "no row changes"
+CHANGING = "rows change all the time"
+
+_CHANGED_ROWS = 8192
+_LOOK_EVERY_S = 0.002
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,9 @@ def run(scale: Scale) -> Report:
         notes=[
             "Growth of the server's resident memory over the rows added; it was warm before.",
             "AdaGrad keeps one more number for each; Redis gets them in the row's value.",
+            "Of a snapshot: the most that the server took, without optimizer, above what it took "
+            f"before its first snapshot; {CHANGING}: another client writes {_CHANGED_ROWS:,} with "
+            "each call, without a break.",
         ],
     )
     adagrad = Field((scale.width,), optimizer=optimizer("adagrad", learning_rate=0.1))
@@ -59,6 +72,8 @@ def run(scale: Scale) -> Report:
             elif redis_peer.MISSING not in report.notes:
                 report.notes.append(redis_peer.MISSING)
         report.add(work, took, unit="bytes")
+    peaks = {UNCHANGED: _peak(scale), CHANGING: _peak(scale, num_changed_rows=_CHANGED_ROWS)}
+    report.add("peak of a snapshot", peaks, unit="MB")
     return report
 
 
@@ -79,3 +94,29 @@ def _per_row(scale: Scale, pid: int, load: Callable[[Keys, Rows], None], *, widt
     before = resident_bytes(pid)
     load(keys[scale.num_warm_rows :], random_rows(scale.num_rows, width))
     return (resident_bytes(pid) - before) / scale.num_rows
+
+
+def _peak(scale: Scale, *, num_changed_rows: int = 0) -> float:
+    """Returns how many MB a server takes at most while it writes a snapshot, above those before."""
+    rows = random_rows(scale.num_rows, scale.width)
+    draw = draws(scale.num_rows, min(num_changed_rows, scale.num_rows) or 1)
+    with (
+        bank_server() as server,
+        loaded(server.address, table_of(Field((scale.width,))), {VALUE: rows}) as table,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        sizes = [resident_bytes(server.pid)]
+        writing = pool.submit(table.bank.snapshot, "measured")
+        if num_changed_rows:
+            pool.submit(until, writing.done, lambda number: _overwrite(table, draw(number), rows))
+        until(
+            writing.done,
+            lambda number: sizes.append(resident_bytes(server.pid)),
+            pause_s=_LOOK_EVERY_S,
+        )
+        writing.result()
+    return (max(sizes) - sizes[0]) / 1e6
+
+
+def _overwrite(table: Table, keys: Keys, rows: Rows) -> None:
+    table.update(keys, {VALUE: rows[keys]})

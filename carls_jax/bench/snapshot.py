@@ -25,7 +25,7 @@ WRITING = "while a snapshot is written"
 RAW = "one file"
 SNAPSHOT = "snapshot"
 
-UPDATE_EVERY_S = 0.05
+UPDATE_EVERY_S = 0.01
 
 _BLOCK_BYTES = 64 << 20
 
@@ -37,14 +37,16 @@ class Scale:
     Attributes:
       num_rows: Rows of the table.
       width: Numbers in a row, float32.
-      call_rows: Rows of one lookup, and of one update.
+      lookup_rows: Rows of one lookup.
+      update_rows: Rows of one update.
       num_rounds: How many snapshots are written.
       round_s: Seconds of rest before each of them.
     """
 
     num_rows: int = 1_000_000
     width: int = 128
-    call_rows: int = 1024
+    lookup_rows: int = 1024
+    update_rows: int = 256
     num_rounds: int = 5
     round_s: float = 2.0
 
@@ -56,8 +58,9 @@ def run(scale: Scale) -> Report:
     """Measures lookups and updates at rest and while a snapshot is written, in turns."""
     report = Report(
         "snapshot",
-        f"How long do calls of {scale.call_rows:,} rows take while a snapshot of "
-        f"{scale.num_rows:,} × {scale.width} float32 is written, and how fast is it written?",
+        f"How long do lookups of {scale.lookup_rows:,} rows and updates of "
+        f"{scale.update_rows:,} take while a snapshot of {scale.num_rows:,} × {scale.width} "
+        "float32 is written, and how fast is it written?",
         notes=[
             f"One thread looks up without a break, another updates every {UPDATE_EVERY_S} s.",
             "Rates count the rows' numbers alone; the file has as many bytes, is written in "
@@ -96,8 +99,9 @@ class _Calls:
     def __init__(self, table: Table, scale: Scale) -> None:
         self.took: dict[tuple[str, str], list[float]] = defaultdict(list)
         self._table = table
-        self._draw = draws(scale.num_rows, scale.call_rows)
-        self._values = {VALUE: random_rows(scale.call_rows, scale.width)}
+        self._draw_lookup = draws(scale.num_rows, scale.lookup_rows)
+        self._draw_update = draws(scale.num_rows, scale.update_rows)
+        self._values = {VALUE: random_rows(scale.update_rows, scale.width)}
 
     def during(self, is_over: Callable[[], bool], when: str) -> None:
         """Calls until something is over."""
@@ -107,10 +111,10 @@ class _Calls:
             self.took[UPDATE, when] += updating.result().tolist()
 
     def _look_up(self, number: int) -> None:
-        self._table.lookup(self._draw(number))
+        self._table.lookup(self._draw_lookup(number))
 
     def _update(self, number: int) -> None:
-        self._table.update(self._draw(number), self._values)
+        self._table.update(self._draw_update(number), self._values)
 
 
 def _rate(rows: Rows, write: Callable[[], object]) -> float:

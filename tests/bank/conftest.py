@@ -10,8 +10,19 @@ import numpy as np
 import pytest
 
 from carls_jax.bank.shard import Shard
+from carls_jax.bank.table_image import TableImage
 
 State = dict[str, Any]
+
+
+def rows_of(image: TableImage) -> dict[str, Any]:
+    """Reads up all rows of an image, by column."""
+    rows = {
+        name: np.empty((image.num_rows, *column.shape[1:]), column.dtype)
+        for name, column in image.columns.items()
+    }
+    image.read(rows)
+    return rows
 
 
 def _state_of(shard: Shard) -> State:
@@ -19,7 +30,7 @@ def _state_of(shard: Shard) -> State:
     with shard.frozen() as (images, clocks, sequence):
         state: State = {"clocks": clocks, "sequence": sequence}
         for image in images:
-            columns = {name: column[image.slots] for name, column in image.columns.items()}
+            columns = rows_of(image)
             # Slots may differ; in a per-source table a key has several rows.
             order = np.lexsort([columns.get("author", columns["key"]), columns["key"]])
             state[image.spec.name] = {

@@ -5,22 +5,35 @@ Rows are wide, so that copying one takes long enough to be caught in the middle.
 
 from __future__ import annotations
 
+import dataclasses
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank.changes import author, create_rows, create_table, delete, push, update
+from carls_jax.bank.index import SEQUENCE, STATE_SIZE, index_of
 from carls_jax.bank.initializers import constant
+from carls_jax.bank.local import LocalBank
 from carls_jax.bank.optimizers import optimizer
+from carls_jax.bank.row_reader import RowReader
+from carls_jax.bank.row_writer import RowWriter
+from carls_jax.bank.rows import Rows
+from carls_jax.bank.server import BankServer
 from carls_jax.bank.shard import Shard
 from carls_jax.bank.specs import Field, TableSpec
+from carls_jax.bank.table_memory import attach
 from carls_jax.bank.table_shard import TableShard
+from carls_jax.keys import PADDING
 
 WIDTH = 4096
 SGD = optimizer("sgd", learning_rate=1.0)
@@ -56,7 +69,7 @@ def meanwhile(*works: Callable[[], object]) -> Iterator[threading.Event]:
             one.result(DEADLINE_S)
 
 
-def read(shard: Shard, keys: np.ndarray = KEYS, table: str = "wide") -> pb.Lookup:
+def read(shard: Shard, keys: np.ndarray = KEYS, table: str = "wide") -> Rows:
     fields = list(shard.table(table).spec.fields)
     return shard.lookup(pb.Lookup(table=table, fields=fields), keys)
 
@@ -81,32 +94,203 @@ def push_constants(shard: Shard) -> Callable[[], object]:
     return lambda: shard.apply(push("wide", KEYS, {"x": ones, "y": ones}, by=ME))
 
 
-def has_torn_row(shard: Shard) -> bool:
-    rows = read(shard)
+def create_constants(shard: Shard) -> Callable[[], object]:
+    """Deletes rows, and makes them anew by writing both fields."""
+    work = update_constants(shard)
+
+    def both() -> None:
+        shard.apply(delete("wide", KEYS[::2], by=ME))
+        work()
+
+    return both
+
+
+def is_torn(rows: Rows) -> bool:
     both = np.concatenate([rows["x"], rows["y"]], axis=1)
     return bool((both != both[:, :1]).any())
 
 
-WRITERS = {"update": update_constants, "push": push_constants}
+class SharedReader:
+    """Reads a shard's table as another process does: in a mapping that it cannot write."""
+
+    def __init__(self, shard: Shard) -> None:
+        memory = shard.table("wide").memory
+        arrays = attach(memory.descriptor, memory.parts)
+        self._reader, self._index = RowReader(arrays), index_of(arrays)
+
+    def read(self, keys: np.ndarray = KEYS) -> Rows:
+        columns = "value/x", "value/y"
+        read = self._reader.read(keys, columns, self._index, longest_s=DEADLINE_S)
+        assert read is not None
+        (x, y), found = read
+        return Rows(keys, {"x": x, "y": y}, found, {"x": found, "y": found})
 
 
+WRITERS = {"update": update_constants, "push": push_constants, "create": create_constants}
+READERS = {
+    "here": lambda shard: lambda: read(shard),
+    "in shared memory": lambda shard: SharedReader(shard).read,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", WRITERS)
-def test_no_row_is_seen_half_written(shard: Shard, kind: str) -> None:
+def test_no_row_is_seen_half_written(shard: Shard, kind: str, reader: str) -> None:
+    """Nor fields of one row that were not written together, though each has its own metadata."""
     shard.apply(create_rows("wide", KEYS, by=ME))
+    read_all = READERS[reader](shard)
     with meanwhile(WRITERS[kind](shard)):
-        while shard.stats().sequence < 300:
-            assert not has_torn_row(shard)
+        while shard.stats().sequence < 200:
+            assert not is_torn(read_all())
 
 
-@pytest.mark.parametrize("kind", WRITERS)
-def test_without_the_lock_torn_rows_are_seen(shard: Shard, kind: str) -> None:
+def write_without_guards(
+    patch: pytest.MonkeyPatch, shard: Shard
+) -> tuple[Callable[[], object], Callable[[], Rows]]:
+    """Guards that are another memory say nothing of the rows."""
+    table = shard.table("wide")
+    apart = np.zeros_like(table.guards[:64])
+    patch.setattr(table, "_writer", RowWriter(table.columns, apart))
+    return update_constants(shard), lambda: read(shard)
+
+
+def read_without_guards(
+    patch: pytest.MonkeyPatch, shard: Shard
+) -> tuple[Callable[[], object], Callable[[], Rows]]:
+    table = shard.table("wide")
+    apart = {**table.memory.arrays, "guards": np.zeros_like(table.guards[:64])}
+    patch.setattr(table, "_reader", RowReader(apart))
+    return update_constants(shard), lambda: read(shard)
+
+
+@pytest.mark.parametrize("unguarded", [write_without_guards, read_without_guards])
+def test_without_guards_torn_rows_are_seen(
+    shard: Shard, unguarded: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The test above can fail."""
     shard.apply(create_rows("wide", KEYS, by=ME))
-    shard.table("wide").lock = nullcontext()  # type: ignore[assignment]
+    work, read_all = unguarded(monkeypatch, shard)
     deadline = time.monotonic() + DEADLINE_S
-    with meanwhile(WRITERS[kind](shard)):
-        while not has_torn_row(shard):
+    with meanwhile(work):
+        while not is_torn(read_all()):
             assert time.monotonic() < deadline, "the test does not see torn rows"
+
+
+# A process that reads while this one writes. It says whether it ever saw a torn or a missing row.
+READER = """
+import sys
+import numpy as np
+from carls_jax.bank.connect import connect
+
+with connect(sys.argv[1]) as client:
+    table, keys = client.table("wide"), np.arange(64)
+    table.lookup(keys)
+    assert client._shared._tables, "the memory is not shared"
+    print("ready", flush=True)
+    num_read = num_torn = num_missing = 0
+    distinct = set()
+    while num_read < 200 or len(distinct) < 20:
+        rows = table.lookup(keys)
+        both = np.concatenate([rows["x"], rows["y"]], axis=1)
+        num_torn += int((both != both[:, :1]).any())
+        num_missing += int(not rows.found.all())
+        distinct.add(float(both[0, 0]))
+        num_read += 1
+    print(num_torn, num_missing, flush=True)
+"""
+
+
+def test_another_process_sees_whole_rows_and_misses_none(tmp_path: Path) -> None:
+    """While rows are written, and others come and go so that the index is remade."""
+    with LocalBank() as bank, BankServer(bank, f"unix:{tmp_path}/s") as server:
+        table = bank.table(WIDE)
+        table.update(KEYS, {name: np.zeros((KEYS.size, WIDTH)) for name in ("x", "y")})
+        with subprocess.Popen(
+            [sys.executable, "-c", READER, server.address], stdout=subprocess.PIPE, text=True
+        ) as reading:
+            assert reading.stdout is not None
+            assert reading.stdout.readline() == "ready\n"
+            shard = bank._open()
+            with meanwhile(update_constants(shard), come_and_go(shard, "wide")):
+                assert reading.stdout.readline() == "0 0\n"
+            assert reading.wait(20) == 0
+
+
+# Missing rows
+
+
+def come_and_go(shard: Shard, table: str = "other") -> Callable[[], object]:
+    """Adds and removes rows beside those of `KEYS`."""
+    starts = iter(range(1000, 1 << 40, 512))
+
+    def work() -> None:
+        keys = np.arange(512) + next(starts)
+        shard.apply(create_rows(table, keys, by=ME))
+        shard.apply(delete(table, keys, by=ME))
+
+    return work
+
+
+def grow(shard: Shard) -> Callable[[], object]:
+    """Adds many rows, so that partitions of the index are split."""
+    starts = iter(range(1000, 1 << 40, 20_000))
+
+    def work() -> None:
+        keys = np.arange(20_000) + next(starts)
+        shard.apply(create_rows("other", keys, by=ME))
+
+    return work
+
+
+def num_remade(shard: Shard) -> int:
+    return int(shard.table("other").memory.arrays["index/state"][SEQUENCE]) // 2
+
+
+def finds_all(shard: Shard) -> bool:
+    rows = read(shard, KEYS, "other")
+    return bool(rows.found.all() and (rows["z"] == KEYS).all())
+
+
+@pytest.mark.parametrize("beside", [come_and_go, grow])
+def test_a_row_is_not_missed_while_others_come_and_go(
+    shard: Shard, beside: Callable[[Shard], Callable[[], object]]
+) -> None:
+    _other_table(shard)
+    shard.apply(update("other", KEYS, {"z": KEYS.astype(np.float32)}, by=ME))
+    with meanwhile(beside(shard)):
+        while num_remade(shard) < 40:
+            assert finds_all(shard)
+
+
+def test_if_the_index_did_not_say_that_it_is_remade_rows_would_be_missed(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test above can fail."""
+    table = _other_table(shard)
+    shard.apply(update("other", KEYS, {"z": KEYS.astype(np.float32)}, by=ME))
+    silent = dataclasses.replace(table._indexes[""].memory, state=np.zeros(STATE_SIZE, np.int64))
+    state = table.memory.arrays["index/state"]
+    read_rows = table._reader.read
+
+    def read_without_sequence(keys: np.ndarray, names: Any, index: Any) -> Any:
+        silent.state[1:] = state[1:]  # all but how often it was remade
+        return read_rows(keys, names, silent)
+
+    monkeypatch.setattr(table._reader, "read", read_without_sequence)
+    deadline = time.monotonic() + DEADLINE_S
+    with meanwhile(come_and_go(shard)):
+        while finds_all(shard):
+            assert time.monotonic() < deadline, "the test does not see missing rows"
+
+
+def test_padding_is_never_found(shard: Shard) -> None:
+    """Though slots without a row have it as their key."""
+    _other_table(shard)
+    keys = np.where(np.arange(512) % 2, PADDING, np.arange(512) % 64)
+    shard.apply(update("other", KEYS, {"z": KEYS.astype(np.float32)}, by=ME))
+    with meanwhile(come_and_go(shard)):
+        while num_remade(shard) < 40:
+            assert (read(shard, keys, "other").found == (keys != PADDING)).all()
 
 
 # Who waits for whom

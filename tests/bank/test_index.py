@@ -36,7 +36,7 @@ class Owner:
     def check(self, absent=()):
         keys = [*self.expected, PADDING, *absent]
         found = self.index.find(np.array(keys, np.int64))
-        assert found.dtype == np.int32
+        assert found.dtype == np.intp
         assert found.tolist() == [self.expected.get(key, -1) for key in keys]
         assert len(self.index) == len(self.expected)
 

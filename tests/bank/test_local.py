@@ -124,12 +124,8 @@ def test_a_snapshot_is_of_one_instant(tmp_path: Path) -> None:
             assert stats.clocks == ({"main": num_rows[0] - 1} if num_rows[0] else {})
 
 
-def test_closing_waits_for_a_snapshot_and_frees_the_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bank = LocalBank(tmp_path)
-    bank.table(SPEC).update([1], {"x": [1.0]})
-    shard = weakref.ref(bank._open())
+def held_up(bank: LocalBank, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+    """Returns an event that says that a snapshot is about to be written, and one that lets it."""
     writing, go_on = threading.Event(), threading.Event()
     store = bank._store()
     write = store.write
@@ -140,6 +136,58 @@ def test_closing_waits_for_a_snapshot_and_frees_the_rows(
         return write(*arguments, **options)
 
     monkeypatch.setattr(store, "write", slow)
+    return writing, go_on
+
+
+def test_changes_go_on_while_snapshots_are_written_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalBank(tmp_path) as bank, ThreadPoolExecutor(2) as pool:
+        table = bank.table(SPEC)
+        table.update([1], {"x": [1.0]})
+        writing, go_on = held_up(bank, monkeypatch)
+        first = pool.submit(bank.snapshot, "first")
+        assert writing.wait(30)
+        second = pool.submit(bank.snapshot, "second")
+        table.update([1, 2], {"x": [7.0, 7.0]})
+        with pytest.raises(TimeoutError):
+            second.result(0.1)
+        go_on.set()
+        restored = []
+        for taken in (first.result(30), second.result(30)):
+            bank.restore(taken)
+            restored.append(table.to_numpy()["x"].tolist())
+        assert restored == [[1.0], [7.0, 7.0]]
+
+
+def test_a_restore_waits_for_a_snapshot_which_it_does_not_alter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalBank(tmp_path) as bank, ThreadPoolExecutor(2) as pool:
+        table = bank.table(SPEC)
+        empty = bank.snapshot("empty")
+        table.update([1], {"x": [1.0]})
+        writing, go_on = held_up(bank, monkeypatch)
+        taking = pool.submit(bank.snapshot, "full")
+        assert writing.wait(30)
+        table.update([1], {"x": [7.0]})
+        restoring = pool.submit(bank.restore, empty)
+        with pytest.raises(TimeoutError):
+            restoring.result(0.1)
+        go_on.set()
+        restoring.result(30)
+        assert table.to_numpy()["keys"].tolist() == []
+        bank.restore(taking.result(30))
+        assert table.lookup([1])["x"].tolist() == [1.0]
+
+
+def test_closing_waits_for_a_snapshot_and_frees_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = LocalBank(tmp_path)
+    bank.table(SPEC).update([1], {"x": [1.0]})
+    shard = weakref.ref(bank._open())
+    writing, go_on = held_up(bank, monkeypatch)
     with ThreadPoolExecutor(2) as pool:
         taking = pool.submit(bank.snapshot, "s")
         assert writing.wait(30)

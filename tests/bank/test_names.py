@@ -56,3 +56,24 @@ def test_counts_add_up_from_many_threads() -> None:
     for thread in threads:
         thread.join()
     assert counts.read() == {"rows": 24_000, "self": 8_000}
+
+
+def test_what_is_counted_elsewhere_is_told_and_then_kept() -> None:
+    counts, elsewhere = Counts(), {"rows": 5}
+    counts.add({"rows": 1, "none": 0})
+    with counts.including(lambda: elsewhere), counts.including(lambda: {"rows": 10, "calls": 1}):
+        assert counts.read() == {"rows": 16, "none": 0, "calls": 1}
+        elsewhere["rows"] = 7
+        counts.add({"rows": 100})
+        assert counts.read() == {"rows": 118, "none": 0, "calls": 1}
+        elsewhere["rows"] = 8
+    elsewhere["rows"] = 1000
+    assert counts.read() == {"rows": 119, "none": 0, "calls": 1}
+
+
+def test_two_that_count_alike_are_two() -> None:
+    counts, read = Counts(), {"rows": 1}.copy
+    with counts.including(read):
+        with counts.including(read):
+            assert counts.read() == {"rows": 2}
+        assert counts.read() == {"rows": 2}

@@ -9,21 +9,13 @@ from carls_jax.bank.kernels import KERNELS
 from carls_jax.bank.optimizers import OptimizerSpec, optimizer, row_optimizer
 from carls_jax.bank.schedules import schedule
 from carls_jax.errors import ConfigError, DtypeError, OptimizerNotAllowedError
-
-
-def new_state(rows, num_rows):
-    return {
-        name: np.full((num_rows, *column.shape), column.fill, column.dtype)
-        for name, column in rows.state_fields.items()
-    }
+from tests.bank.pushed_rows import PushedRows
 
 
 def update_once(spec, values, gradients, *, step=0):
-    values = np.array(values, np.float32)
-    rows = row_optimizer(spec, values.shape[1:], "float32")
-    state = new_state(rows, len(values))
-    rows.update(values, np.array(gradients, np.float32), state, step)
-    return values, state
+    rows = PushedRows(spec, np.array(values, np.float32))
+    rows.push(gradients, step=step)
+    return rows.values, rows.state
 
 
 def test_sgd_worked_out_by_hand():
@@ -77,68 +69,6 @@ def test_state_columns_follow_from_the_kernel_the_shape_and_the_dtype():
         "adamw": moments | {"count": ((), "int32", 0)},
         "lion": {"mu": ((2, 3), "float64", 0.0)},
     }
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_a_row_stands_still_until_it_is_touched_and_counts_its_own_updates(name):
-    """Row 0 is pushed at steps 0 and 100 alone: as if they followed each other."""
-    rows = row_optimizer(optimizer(name, learning_rate=0.1), (4,), "float32")
-    generator = np.random.default_rng(0)
-    start, first, last = generator.normal(size=(3, 1, 4)).astype(np.float32)
-
-    values, state = np.repeat(start, 2, axis=0), new_state(rows, 2)
-    rows.update(values, np.repeat(first, 2, axis=0), state, step=0)
-    seen = values[0].copy(), {key: column[0].copy() for key, column in state.items()}
-    for step in range(1, 100):  # row 1 alone
-        rows.update(values[1:], first, {key: column[1:] for key, column in state.items()}, step)
-    np.testing.assert_array_equal(values[0], seen[0])
-    for key, column in state.items():
-        np.testing.assert_array_equal(column[0], seen[1][key])
-    rows.update(values, np.repeat(last, 2, axis=0), state, step=100)
-
-    expected, expected_state = start.copy(), new_state(rows, 1)
-    rows.update(expected, first, expected_state, step=0)
-    rows.update(expected, last, expected_state, step=1)
-    np.testing.assert_array_equal(values[0], expected[0])
-    if "count" in state:
-        assert state["count"].tolist() == [2, 101]
-
-
-def test_the_count_stops_at_its_largest_value():
-    rows = row_optimizer(optimizer("adam", learning_rate=0.1), (), "float32")
-    state = new_state(rows, 1)
-    state["count"][:] = 2**31 - 1
-    values = np.zeros(1, np.float32)
-    rows.update(values, np.ones(1, np.float32), state, 0)
-    assert state["count"].tolist() == [2**31 - 1]
-    assert np.isfinite(values).all()
-
-
-@pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.parametrize("shape", [(), (6,), (2, 3)])
-def test_works_in_place_and_leaves_the_gradients(name, shape):
-    spec = optimizer(name, learning_rate=0.1, clip=0.5, clip_row_norm=0.6)
-    rows = row_optimizer(spec, shape, "float32")
-    values, state = np.ones((5, *shape), np.float32), new_state(rows, 5)
-    gradients = np.full((5, *shape), 2.0, np.float32)
-    gradients.flags.writeable = False
-    rows.update(values, gradients, state, 0)
-    assert (values < 1.0).all()
-    for key, column in state.items():
-        assert (column != rows.state_fields[key].fill).all(), key
-
-
-@pytest.mark.parametrize("name", KERNELS)
-def test_an_empty_push_does_nothing(name):
-    rows = row_optimizer(optimizer(name, learning_rate=0.1, clip_row_norm=1.0), (3,), "float32")
-    rows.update(np.empty((0, 3), np.float32), np.empty((0, 3), np.float32), new_state(rows, 0), 0)
-
-
-def test_a_gradient_that_overflows_warns_nobody_and_a_clip_prevents_it():
-    _, state = update_once(optimizer("adagrad", learning_rate=0.1), [[1.0]], [[1e30]])
-    assert np.isinf(state["sum_of_squares"]).all()
-    _, state = update_once(optimizer("adagrad", learning_rate=0.1, clip=1.0), [[1.0]], [[1e30]])
-    np.testing.assert_allclose(state["sum_of_squares"], [[1.1]])
 
 
 SPECS = [

@@ -208,7 +208,7 @@ def test_the_bound_is_on_all_requests_together(bank: LocalBank, tmp_path: Path) 
         frames.put(pb.RequestFrame(request=request, data=bytes(300)))
         table = remote.table("t")
         deadline = time.monotonic() + 10
-        while not (message := overload(lambda: table.lookup(np.arange(75)))):
+        while not (message := overload(lambda: table.lookup(np.arange(75), metadata=["source"]))):
             assert time.monotonic() < deadline  # the server has not read the first frame yet
         assert "has room for 400 of 1000 now" in message
 
@@ -216,7 +216,7 @@ def test_the_bound_is_on_all_requests_together(bank: LocalBank, tmp_path: Path) 
         frames.put(None)
         assert next(replies).reply.WhichOneof("answer") == "looked_up"
         replies.cancel()
-        assert table.lookup(np.arange(75)).found.shape == (75,)
+        assert table.lookup(np.arange(75), metadata=["source"]).found.shape == (75,)
 
 
 def test_a_request_cut_short_is_not_applied(bank: LocalBank, tmp_path: Path) -> None:

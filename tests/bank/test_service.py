@@ -93,6 +93,29 @@ def test_an_array_without_a_place_in_a_change_is_refused(bank: LocalBank) -> Non
         ask(bank, {"keys": KEYS, "x": KEYS}, change=change)
 
 
+def test_a_chain_is_followed(bank: LocalBank) -> None:
+    bank.table(TableSpec("s", fields={"to": Field((), dtype="int8")}))
+    bank.table("s").update(KEYS, {"to": [7, 7]})
+    bank.table("t").update([7], {"x": [[1, 2]]})
+    links = [pb.Lookup(table="s", fields=["to"]), pb.Lookup(table="t", fields=["x"])]
+
+    reply, arrays = ask(bank, {"keys": KEYS}, follow=pb.Follow(links=links))
+    assert reply.WhichOneof("answer") == "followed"
+    assert list(arrays) == ["keys", "places", "found", "present/x", "value/x"]
+    assert arrays["keys"].tolist() == [7]
+    assert arrays["places"].tolist() == [0, 0]
+
+    _, arrays = ask(bank, {"held": np.array([7]), "keys": KEYS}, follow=pb.Follow(links=links))
+    assert arrays["keys"].tolist() == [-1, 7]
+    assert arrays["value/x"].tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("arrays", [{}, {"held": KEYS}, {"keys": KEYS, "extra": KEYS}])
+def test_a_chain_has_keys_and_what_is_held_alone(bank: LocalBank, arrays: Arrays) -> None:
+    with pytest.raises(InvalidInputError, match="'keys' alone"):
+        ask(bank, arrays, follow=pb.Follow(links=[pb.Lookup(table="t", fields=["x"])]))
+
+
 @pytest.mark.parametrize("uuid", ["../escape", "a" * 31, "A" * 32, "a" * 33])
 def test_a_snapshots_uuid_cannot_name_a_path(bank: LocalBank, uuid: str) -> None:
     with pytest.raises(InvalidInputError, match="32 hexadecimal digits"):

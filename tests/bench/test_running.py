@@ -38,7 +38,8 @@ def test_a_benchmark_gives_a_table_a_line_of_json_and_a_plot(name, tmp_path, cap
         assert one["num"] >= 1
         assert np.isfinite(figures).all()
         assert figures == sorted(figures)
-        assert figures[0] > 0
+        # A server is not asked for rows that its clients read in its memory.
+        assert figures[0] > 0 or one["work"] == "CPU time of the server"
     table = [row for row in capsys.readouterr().out.splitlines() if row.startswith("|")]
     assert len(table) == len(results) + 2
     assert plot.read_bytes().startswith(b"\x89PNG")

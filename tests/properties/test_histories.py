@@ -18,6 +18,7 @@ from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank.changes import Change, author
 from carls_jax.bank.initializers import normal, uniform
 from carls_jax.bank.interface import SnapshotIdentity
+from carls_jax.bank.lazy import Lazy
 from carls_jax.bank.optimizers import optimizer
 from carls_jax.bank.schedules import schedule
 from carls_jax.bank.shard import Shard
@@ -33,6 +34,7 @@ FIELDS = {
     "a": Field((2,), init=normal(0.1), optimizer=ADAGRAD, dtype="float64", group="g"),
     "b": Field(optimizer=ADAGRAD, group="g"),
     "n": Field(dtype="int32", history=3),
+    "l": Field((2,), optimizer=ADAM, history=2, lazy=Lazy(clip_row_norm=9.0, reject_above=2.0)),
 }
 SPECS = [
     TableSpec("plain", FIELDS, max_rows=12),
@@ -71,7 +73,7 @@ def any_change(draw: st.DrawFn) -> Change:
         source=draw(st.sampled_from(["ann", "bob"])),
         updated_at=draw(st.floats(1.0, 9.0)),
     )
-    groups = draw(st.sets(st.sampled_from([("w",), ("a", "b"), ("n",)]), min_size=1))
+    groups = draw(st.sets(st.sampled_from([("w",), ("a", "b"), ("n",), ("l",)]), min_size=1))
     names = [name for group in sorted(groups) for name in group]
     values = {
         name: (generator.standard_normal((keys.size, *FIELDS[name].shape)) * 10).astype(
@@ -94,6 +96,7 @@ def any_change(draw: st.DrawFn) -> Change:
             create=draw(st.booleans()),
         ),
         "delete": lambda: changes.delete(table, keys, by=by),
+        "flush": lambda: changes.flush(table, keys, ["l"], by=by),
         "advance": lambda: changes.advance(by=by),
     }
     return kinds[draw(st.sampled_from(list(kinds)))]()
@@ -120,7 +123,11 @@ def state_of(shard: Shard) -> dict[str, Any]:
     with shard.frozen() as (images, clocks, sequence):
         state: dict[str, Any] = {"clocks": clocks, "sequence": sequence}
         for image in images:
-            columns = {name: column[image.slots] for name, column in image.columns.items()}
+            columns = {
+                name: np.empty((image.num_rows, *column.shape[1:]), column.dtype)
+                for name, column in image.columns.items()
+            }
+            image.read(columns)
             order = np.lexsort([columns.get("author", columns["key"]), columns["key"]])
             rows = {name: column[order].tobytes() for name, column in columns.items()}
             state[image.spec.name] = (image.num_rows, image.names, rows)

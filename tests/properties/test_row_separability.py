@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from carls_jax.bank.kernels import KERNELS
-from carls_jax.bank.optimizers import BLOCK_BYTES, RowOptimizer, optimizer, row_optimizer
+from carls_jax.bank.optimizers import OptimizerSpec, optimizer
 from carls_jax.bank.schedules import schedule
+from carls_jax.bank.table_shard import SLICE_BYTES
+from tests.bank.pushed_rows import PushedRows
 
 RATE = schedule("linear", init_value=0.3, end_value=0.1, transition_steps=5)
 SPECS = [
@@ -23,33 +26,24 @@ SPECS = [
 ]
 
 
-class Rows:
-    """Holds n rows, some of them with a past, and applies pushes to parts of them."""
+class Rows(PushedRows):
+    """Holds n rows, some of them with a past, and a gradient for each."""
 
-    def __init__(self, rows: RowOptimizer, num_rows: int, shape: tuple[int, ...], seed: int):
+    def __init__(
+        self, spec: OptimizerSpec, num_rows: int, shape: tuple[int, ...], dtype: str, seed: int
+    ) -> None:
         generator = np.random.default_rng(seed)
-        self.rows = rows
-        self.values = generator.normal(size=(num_rows, *shape)).astype(rows.dtype)
-        self.gradients = generator.normal(size=(num_rows, *shape)).astype(rows.dtype)
-        self.state = {}
-        for name, column in rows.state_fields.items():
-            past = 10 * generator.random(size=(num_rows, *column.shape))
-            self.state[name] = past.astype(column.dtype)
+        super().__init__(spec, generator.normal(size=(num_rows, *shape)).astype(dtype))
+        self.gradients = generator.normal(size=(num_rows, *shape)).astype(dtype)
+        self.put_state(
+            {name: 10 * generator.random(size=one.shape) for name, one in self.state.items()}
+        )
 
-    def push(self, chosen: np.ndarray, *, num_padding: int = 0) -> None:
-        """Gathers the chosen rows, with zero rows behind them, updates and scatters."""
-
-        def gathered(column):
-            return np.concatenate(
-                [column[chosen], np.zeros_like(column, shape=(num_padding, *column.shape[1:]))]
-            )
-
-        values, gradients = gathered(self.values), gathered(self.gradients)
-        state = {name: gathered(column) for name, column in self.state.items()}
-        self.rows.update(values, gradients, state, step=2)
-        self.values[chosen] = values[: len(chosen)]
-        for name, column in self.state.items():
-            column[chosen] = state[name][: len(chosen)]
+    def push_to(self, chosen: NDArray[np.int64], *, num_padding: int = 0) -> None:
+        """Pushes to the chosen rows, with padding behind them."""
+        keys = np.concatenate([chosen, np.full(num_padding, -1)])
+        padding = np.zeros((num_padding, *self.gradients.shape[1:]))
+        self.push(np.concatenate([self.gradients[chosen], padding]), keys=keys, step=2)
 
     def check_equal(self, other: Rows) -> None:
         np.testing.assert_array_equal(self.values, other.values, strict=True)
@@ -57,7 +51,7 @@ class Rows:
             np.testing.assert_array_equal(column, other.state[name], strict=True)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     spec=st.sampled_from(SPECS),
     shape=st.sampled_from([(), (1,), (3,), (17,), (4, 4), (200,)]),
@@ -66,27 +60,29 @@ class Rows:
     data=st.data(),
 )
 def test_any_split_padding_or_order_of_a_batch_gives_the_same_rows(
-    spec, shape, dtype, num_rows, data
-):
-    rows, seed = row_optimizer(spec, shape, dtype), data.draw(st.integers(0, 999))
-    alone, together, in_parts = (Rows(rows, num_rows, shape, seed) for _ in range(3))
+    spec: OptimizerSpec, shape: tuple[int, ...], dtype: str, num_rows: int, data: st.DataObject
+) -> None:
+    seed = data.draw(st.integers(0, 999))
+    alone, together, in_parts = (Rows(spec, num_rows, shape, dtype, seed) for _ in range(3))
     for row in range(num_rows):
-        alone.push(np.array([row]))
-    together.push(np.arange(num_rows), num_padding=data.draw(st.integers(0, 9)))
+        alone.push_to(np.array([row]))
+    together.push_to(np.arange(num_rows), num_padding=data.draw(st.integers(0, 9)))
     order = np.array(data.draw(st.permutations(range(num_rows))))
     for part in np.split(order, sorted(data.draw(st.lists(st.integers(0, num_rows), max_size=3)))):
-        in_parts.push(part)
+        if part.size:
+            in_parts.push_to(part)
     together.check_equal(alone)
     in_parts.check_equal(alone)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_rows_of_one_batch_that_fill_several_blocks_come_out_as_they_do_alone(spec):
-    shape = (2000,)
-    rows = row_optimizer(spec, shape, "float32")
-    num_rows = 2 * BLOCK_BYTES // (4 * 2000) + 1
-    alone, together = (Rows(rows, num_rows, shape, seed=0) for _ in range(2))
+def test_rows_of_one_batch_that_fill_several_slices_come_out_as_they_do_alone(
+    spec: OptimizerSpec,
+) -> None:
+    width = 20_000
+    num_rows = 2 * SLICE_BYTES // (4 * width) + 1
+    alone, together = (Rows(spec, num_rows, (width,), "float32", seed=0) for _ in range(2))
     for row in range(num_rows):
-        alone.push(np.array([row]))
-    together.push(np.arange(num_rows))
+        alone.push_to(np.array([row]))
+    together.push_to(np.arange(num_rows))
     together.check_equal(alone)

@@ -1,4 +1,4 @@
-"""The kernels against optax, on dense parameters of which every row is touched at every step."""
+"""The rules against optax, on dense parameters of which every row is touched at every step."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from carls_jax.bank.kernels import KERNELS
-from carls_jax.bank.optimizers import OptimizerSpec, optimizer, row_optimizer
+from carls_jax.bank.optimizers import OptimizerSpec, optimizer
 from carls_jax.bank.schedules import schedule
+from tests.bank.pushed_rows import PushedRows
 
 NUM_STEPS = 40
 SHAPE = (50, 16)
@@ -95,14 +96,10 @@ def draw(dtype):
 
 def run_bank(spec: OptimizerSpec, dtype):
     values, all_gradients = draw(dtype)
-    rows = row_optimizer(spec, SHAPE[1:], dtype)
-    state = {
-        name: np.full((len(values), *column.shape), column.fill, column.dtype)
-        for name, column in rows.state_fields.items()
-    }
+    rows = PushedRows(spec, values)
     for step, gradients in enumerate(all_gradients):
-        rows.update(values, gradients, state, step)
-    return values
+        rows.push(gradients, step=step)
+    return rows.values
 
 
 def run_optax(transformation, dtype, *, jit=True):
@@ -122,7 +119,7 @@ def run_optax(transformation, dtype, *, jit=True):
         return np.asarray(values)
 
 
-def test_every_kernel_has_a_reference():
+def test_every_optimizer_has_a_reference():
     assert {spec.name for spec, _ in PAIRS.values()} == set(KERNELS)
 
 
