@@ -40,8 +40,8 @@ ALIGNMENT = 64
 
 _LINE = 64
 # Of each column's row; the processor goes on by itself.
-_LINES_AHEAD = 4
-_ROWS_AHEAD = 8
+_LINES_AHEAD = 8
+_ROWS_AHEAD = 16
 _BLOCK = 64
 # A row is written in a microsecond, a partition of the index remade in some hundred.
 _MAX_ATTEMPTS = 10_000
