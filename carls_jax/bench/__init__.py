@@ -18,6 +18,7 @@ Each other file is one benchmark: what it measures in its docstring, `Scale` for
 
 BENCHMARKS = (
     "lookup",
+    "size",
     "update",
     "push",
     "pipeline",

@@ -13,6 +13,7 @@ from carls_jax.cli import main
 # A work of each, and contestants that it has on every machine.
 EXPECTED = {
     "lookup": ("64 rows", ["np.take", "LocalBank", "RemoteBank, unix socket"]),
+    "size": ("of 2,000", ["np.take", "RemoteBank, unix socket"]),
     "update": ("64 rows", ["NumPy", "LocalBank", "RemoteBank, unix socket"]),
     "push": ("64 rows", ["NumPy", "LocalBank", "RemoteBank, unix socket"]),
     "pipeline": ("time", ["rows on the device", "look-ahead", "looked up before the step"]),
