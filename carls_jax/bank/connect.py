@@ -20,7 +20,9 @@ FORMS = """\
 def connect(address: str, *, source: str = "", timeout_s: float = DEFAULT_TIMEOUT_S) -> Bank:
     """Returns the bank at an address.
 
-    Nothing is sent yet: a server need not run before the first call, or `wait_ready`.
+    Nothing is sent yet: a server need not run before the first call, or `wait_ready`. At
+    "unix:/path" rows are looked up in the server's own memory where it can be shared, and only what
+    memory cannot answer is asked of the server.
 
     Args:
       address: "local:", "local:/path", "unix:/path", "host:port", or several of the last two with

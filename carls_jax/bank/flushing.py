@@ -9,7 +9,7 @@ m is the number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ BLOCK_ROWS = 8192
 _SCANNED_ROWS = 1 << 16
 
 
-def flush(table: TableShard, names: Iterable[str], slots: Slots, *, updated_at: float) -> None:
+def flush(table: TableShard, names: Container[str], slots: Slots, *, updated_at: float) -> None:
     """Applies what was gathered for rows; the caller holds `writer`.
 
     Args:

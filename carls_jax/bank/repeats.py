@@ -38,11 +38,6 @@ class Distinct:
     lasts: Places
     following: Places
 
-    @property
-    def has_repeats(self) -> bool:
-        """Whether a key came twice."""
-        return bool((self.firsts != self.lasts).any())
-
 
 def distinct(keys: Keys) -> Distinct:
     """Finds the different keys `[n]` of a call; padding is none."""

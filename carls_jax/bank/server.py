@@ -46,8 +46,9 @@ class BankServer:
       max_workers: Requests that are worked on at once; more wait.
       max_staged_bytes: Bytes of arrays that all requests together may hold in memory while they
         arrive. A request beyond is refused with BankOverloadedError.
-      max_same_host_connections: Calls of clients on this machine that may use shared memory at
-        once, at a unix address; further ones use gRPC, as all do with 0. Each takes 2 MiB.
+      max_same_host_connections: Connections of clients on this machine, at a unix address: one for
+        each call under way, and one for each client that reads tables in the server's memory.
+        Further ones use gRPC, as all do with 0. Each takes 2 MiB.
 
     Raises:
       InvalidInputError: The address is malformed, or no address of this machine.

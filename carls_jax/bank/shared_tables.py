@@ -74,11 +74,12 @@ class _Table:
     def plan(self, request: pb.Lookup) -> _Plan | None:
         """Returns the columns that answer a request, or None if the server alone can."""
         asked = request.SerializeToString()
-        if asked not in self._plans:
-            if len(self._plans) >= _MAX_PLANS:
-                self._plans = {}
-            self._plans[asked] = self._made_plan(request)
-        return self._plans[asked]
+        plans = self._plans  # another thread may begin anew meanwhile
+        if asked not in plans:
+            if len(plans) >= _MAX_PLANS:
+                plans = self._plans = {}
+            plans[asked] = self._made_plan(request)
+        return plans[asked]
 
     def _made_plan(self, request: pb.Lookup) -> _Plan | None:
         fields = tuple(request.fields)

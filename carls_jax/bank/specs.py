@@ -68,8 +68,8 @@ class Field:
         written together. None: the field has its own.
       history: How many of its last writes the bank keeps for `Table.history`.
       compact: Stores and sends float32 values as "bfloat16", in half the bytes, or as "int8" with a
-        scale for each row, in a quarter; see `compact` for what that does to them. None: as they
-        are.
+        scale for each row, in a quarter; see `carls_jax.bank.compact` for what that does to them.
+        None: as they are.
       lazy: Gathers pushed gradients until the row is read. None: each push is applied at once.
     """
 

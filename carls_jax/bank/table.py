@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from carls_jax.bank.interface import Applied, Bank, TableStats
 
 # What is loaded or scanned at once: so much as a few frames on the wire hold, and so few rows that
-# making room for them in the key index holds readers up for a millisecond.
+# making room for them in the key index holds scans up for a millisecond.
 BLOCK_BYTES = 8 << 20
 BLOCK_ROWS = 16_384
 

@@ -138,6 +138,7 @@ class TableImage:
             return
         # Read through its mapping, shared memory that was never written would be taken for good:
         # a snapshot of a column of 512 MB of zeros took 512 MB.
+        assert out.flags.c_contiguous, name
         place = memory.parts[name].offset + start * column.strides[0]
         num_bytes = os.preadv(memory.descriptor, [out.reshape(-1).view(np.uint8).data], place)
         assert num_bytes == out.nbytes, "the table's memory ended"

@@ -38,10 +38,7 @@ from carls_jax.keys import PADDING
 Slots = NDArray[np.intp]
 Arrays = Mapping[str, NDArray[Any]]
 
-# A lock is held for so many rows at a time, or for fewer whose values are so many bytes: 0.1 ms.
-# With 1,024 rows of 128 floats a lookup of 8,192 takes a fifth longer, since the key index costs
-# 0.05 ms a slice; with 4,096 a push does, since the rows leave the cache. Readers beside a writer
-# waited alike, 0.11 ms in the median for 256 rows (measured).
+# The lock is held for so many rows at a time, or for fewer whose values are so many bytes.
 SLICE_ROWS = 2048
 SLICE_BYTES = 1 << 20
 
@@ -55,9 +52,9 @@ class TableShard:
     """Keeps one table's rows in memory.
 
     Two locks: `writer` is held by a change for its whole length, so changes have one order; `lock`
-    is held by readers and by the writer for one slice of rows at a time, so a reader waits for a
-    slice and never for a change, and no row is seen half-written. Only the holder of `writer` may
-    call methods that alter the table; it may read without `lock`.
+    is held by the writer, by scans and by snapshots for one slice of rows at a time, so these wait
+    for a slice and never for a change. `read` takes neither: see `row_access`. Only the holder of
+    `writer` may call methods that alter the table; it may read without `lock`.
 
     A slot that holds no row is zero in every column but "key", as reserved memory is from the
     start, so a new row costs only what it holds beside zeros.
