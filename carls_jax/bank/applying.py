@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from carls_jax.bank import flushing
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank.changes import Change, Keys, check_author
+from carls_jax.bank.columns import Slots
 from carls_jax.bank.gathering import gather
 from carls_jax.bank.interface import Applied
 from carls_jax.bank.pushers import pusher
 from carls_jax.bank.repeats import Distinct, Places, distinct
-from carls_jax.bank.table_shard import Slots, TableShard
+from carls_jax.bank.table_shard import TableShard
 from carls_jax.bank.values import check_gradients, check_keys, check_values
 from carls_jax.errors import InvalidInputError
 

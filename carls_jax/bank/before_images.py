@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carls_jax.bank.columns import reserve
-
-Slots = NDArray[np.intp]
+from carls_jax.bank.columns import Slots, reserve
 
 # Half of 1 M rows of 128 float32 may change freely while a snapshot of a second or two is written.
 MAX_BEFORE_BYTES = 256 << 20

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from carls_jax.bank import changes
 from carls_jax.bank.changes import NO_KEYS, Change, Keys
+from carls_jax.bank.columns import Slots
 from carls_jax.bank.pushers import pusher
 from carls_jax.bank.repeats import Distinct
-from carls_jax.bank.table_shard import Slots, TableShard
+from carls_jax.bank.table_shard import TableShard
 from carls_jax.keys import PADDING
 
 # Rows that one change flushes at most: others wait for it a few milliseconds.

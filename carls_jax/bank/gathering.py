@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carls_jax.bank.changes import Change
+from carls_jax.bank.columns import Slots
 from carls_jax.bank.gradients import combined, norm_clipped, norm_of
-from carls_jax.bank.machine import address_of, compiled, copy_bytes, inlined, prefetch
+from carls_jax.bank.machine import CACHE_LINE, address_of, compiled, copy_bytes, inlined, prefetch
 from carls_jax.bank.repeats import Distinct, Places
 from carls_jax.bank.row_guard import begin_write, end_write, guard_at
-from carls_jax.bank.table_shard import Slots, TableShard
+from carls_jax.bank.table_shard import TableShard
 from carls_jax.bank.vectors import vector_at
 
 Array = NDArray[Any]
@@ -26,7 +27,6 @@ _NEW_NORM = 0.1
 _MAX_COUNT = np.iinfo(np.int32).max
 # Rows whose memory is asked for before they are written; as in `pushing`.
 _AHEAD = 8
-_LINE = 64
 
 # Order of the columns, whose addresses `_gather_rows` takes.
 _SUM, _COUNT, _NORM, _SINCE, _STEP, _SOURCE, _CLOCK = range(7)
@@ -161,7 +161,7 @@ def _add(gradient: Any, gathered: Any, has_gathered: Any, total: Any) -> Any:
 def _fetch(slot: int, guards: int, columns: Array, row_bytes: int) -> None:
     """Asks for the memory of a row, which is to be written."""
     prefetch(guard_at(guards, slot))
-    for line in range(0, row_bytes, _LINE):
+    for line in range(0, row_bytes, CACHE_LINE):
         prefetch(columns[_SUM] + slot * row_bytes + line)
     prefetch(columns[_COUNT] + slot * 4)
     prefetch(columns[_NORM] + slot * 8)

@@ -26,6 +26,9 @@ from numba.core import caching, ccallback, cgutils, sigutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+CACHE_LINE = 64
+"""Bytes of memory that `prefetch` brings near at once."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 # Numba's own types say what an intrinsic is while it is compiled, not how it is called.

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carls_jax.bank.compact import PLAIN, VALUE_BYTES
-from carls_jax.bank.machine import compiled, copy_bytes, inlined, prefetch
+from carls_jax.bank.machine import CACHE_LINE, compiled, copy_bytes, inlined, prefetch
 from carls_jax.bank.row_function import call
 from carls_jax.bank.row_guard import begin_write, end_write, guard_at
 from carls_jax.bank.rules import ROOM, ROOM_VALUES, VALUES, WIDTH
@@ -30,7 +30,6 @@ FORM, STORED, STORED_BYTES, ENCODED, ENCODER, DECODER = range(6)
 
 # Of 2 to 16 rows it makes little difference (measured).
 _AHEAD = 8
-_LINE = 64
 _UINT32 = np.uint32(0)
 
 
@@ -131,5 +130,5 @@ def _fetch(slot: int, guards: int, columns: Array) -> None:
     for column in range(columns.shape[0]):
         num_bytes = columns[column, NUM_BYTES]
         row = columns[column, ADDRESS] + slot * columns[column, PLACES] * num_bytes
-        for line in range(0, num_bytes, _LINE):
+        for line in range(0, num_bytes, CACHE_LINE):
             prefetch(row + line)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from carls_jax.bank.index import SEQUENCE, home_of, slot_from
 from carls_jax.bank.machine import (
+    CACHE_LINE,
     acquire_int64,
     compiled,
     copy_bytes,
@@ -38,7 +39,6 @@ ADDRESS, ROW_BYTES, BUFFER, FILL_OR_STRIDE = range(4)
 NUM_FACTS = 4
 ALIGNMENT = 64
 
-_LINE = 64
 # Of each column's row; the processor goes on by itself.
 _LINES_AHEAD = 8
 _ROWS_AHEAD = 16
@@ -79,11 +79,8 @@ def read_rows(
       something else before it goes on from there.
     """
     n = keys.size
-    num_columns = columns.shape[0]
-    facts, room = columns.ctypes.data, buffer.ctypes.data
-    for column in range(num_columns):
-        columns[column, BUFFER] = room
-        room += (n * columns[column, ROW_BYTES] + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+    _lay_out(columns, buffer.ctypes.data, n)
+    facts, num_columns = columns.ctypes.data, columns.shape[0]
     slots, seen = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.uint32)
     for block in range(start, n, _BLOCK):
         size = min(_BLOCK, n - block)
@@ -109,12 +106,7 @@ def read_rows(
         for i in range(size):
             is_right = is_complete
             if slots[i] >= 0:
-                # The slot may have gone to another key since it was found.
-                is_right = (
-                    not seen[i] & np.uint32(1)
-                    and load_int64(keys_column + 8 * slots[i]) == keys[block + i]
-                    and is_unchanged(guard_at(guards, slots[i]), seen[i])
-                )
+                is_right = _is_whole(slots[i], seen[i], keys[block + i], keys_column, guards)
             found[block + i] = slots[i] >= 0
             if not is_right:
                 slot = _read_row(
@@ -132,6 +124,25 @@ def read_rows(
                     return block + i
                 found[block + i] = slot >= 0
     return n
+
+
+@inlined
+def _lay_out(columns: Any, room: Any, n: Any) -> None:
+    """Notes where in the room from an address on n rows of each column go."""
+    for column in range(columns.shape[0]):
+        columns[column, BUFFER] = room
+        room += (n * columns[column, ROW_BYTES] + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+
+
+@inlined
+def _is_whole(slot: Any, seen: Any, key: Any, keys_column: Any, guards: Any) -> Any:
+    """Tells whether a copied row was the key's, and not written, since its guard was seen."""
+    return (
+        not seen & np.uint32(1)
+        # The slot may have gone to another key since it was found.
+        and load_int64(keys_column + 8 * slot) == key
+        and is_unchanged(guard_at(guards, slot), seen)
+    )
 
 
 @compiled
@@ -184,8 +195,8 @@ def _ask_for(facts: Any, num_columns: Any, slot: Any) -> None:
     for column in range(num_columns):
         row_bytes = _fact(facts, column, ROW_BYTES)
         row = _fact(facts, column, ADDRESS) + slot * row_bytes
-        for line in range(min((row_bytes + _LINE - 1) // _LINE, _LINES_AHEAD)):
-            prefetch(row + line * _LINE)
+        for line in range(min((row_bytes + CACHE_LINE - 1) // CACHE_LINE, _LINES_AHEAD)):
+            prefetch(row + line * CACHE_LINE)
 
 
 @inlined

@@ -13,14 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carls_jax.bank.before_images import BeforeImages, Room, Slots
+from carls_jax.bank.before_images import BeforeImages, Room
+from carls_jax.bank.columns import SLICE_BYTES, SLICE_ROWS, Slots
 from carls_jax.bank.specs import TableSpec
 from carls_jax.bank.table_memory import TableMemory
 from carls_jax.keys import PADDING
-
-# So much is put right at most while the lock is held.
-SLICE_ROWS = 2048
-SLICE_BYTES = 1 << 20
 
 
 class TableImage:

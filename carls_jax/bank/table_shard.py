@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank.before_images import Room
 from carls_jax.bank.changes import DEFAULT_CLOCK, Keys
-from carls_jax.bank.columns import reservable_rows, reserve
+from carls_jax.bank.columns import SLICE_BYTES, SLICE_ROWS, Slots, reservable_rows, reserve
 from carls_jax.bank.compact import encode
 from carls_jax.bank.index import NO_KEYS_INDEX, KeyIndex, index_of, index_parts
 from carls_jax.bank.initializers import zeros
@@ -33,14 +33,7 @@ from carls_jax.bank.table_memory import Part, TableMemory
 from carls_jax.errors import BankFullError
 from carls_jax.keys import PADDING
 
-# PERFORMANCE: NumPy's own index type. Others are converted at each use, 0.12 ms in an update of
-# 8,192 rows.
-Slots = NDArray[np.intp]
 Arrays = Mapping[str, NDArray[Any]]
-
-# The lock is held for so many rows at a time, or for fewer whose values are so many bytes.
-SLICE_ROWS = 2048
-SLICE_BYTES = 1 << 20
 
 MAX_CLOCKS = 1 << 8
 MAX_SOURCES = 1 << 16

@@ -11,6 +11,7 @@ from numpy.testing import assert_array_equal
 from carls_jax.bank import applying, changes, table_shard
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank.changes import Change, author
+from carls_jax.bank.columns import SLICE_ROWS
 from carls_jax.bank.initializers import constant
 from carls_jax.bank.interface import Applied
 from carls_jax.bank.optimizers import optimizer
@@ -127,7 +128,7 @@ def test_a_row_is_created_and_written_at_once(shard: Shard) -> None:
             seen.extend(table.columns["version/n"][table.live_slots()].tolist())
 
     table.lock = WatchedLock()  # type: ignore[assignment]
-    count = 2 * table_shard.SLICE_ROWS + 1
+    count = 2 * SLICE_ROWS + 1
     shard.apply(changes.update("t", np.arange(count), {"n": np.arange(count)}, by=ME))
     assert len(seen) > count
     assert set(seen) == {1}
@@ -223,7 +224,7 @@ def test_gradients_whose_sum_overflows_leave_their_row(shard: Shard) -> None:
 
 
 def test_many_rows_are_pushed_in_slices(shard: Shard) -> None:
-    count = 2 * table_shard.SLICE_ROWS + 5
+    count = 2 * SLICE_ROWS + 5
     numbers = np.random.default_rng(0).permutation(count)
     gradients = np.stack([numbers, numbers], axis=1).astype(np.float32)
     shard.apply(changes.push("t", numbers, {"w": gradients}, by=ME))

@@ -9,10 +9,11 @@ from numpy.testing import assert_array_equal
 from carls_jax.bank import changes, reading
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank.changes import author
+from carls_jax.bank.columns import SLICE_ROWS
 from carls_jax.bank.rows import METADATA, Rows
 from carls_jax.bank.shard import Shard
 from carls_jax.bank.specs import Field, TableSpec
-from carls_jax.bank.table_shard import SLICE_ROWS, TableShard
+from carls_jax.bank.table_shard import TableShard
 
 NUM_ROWS = 2 * SLICE_ROWS + 3
 FIELDS = {"n": Field(dtype="int64", history=2), "x": Field((2,))}

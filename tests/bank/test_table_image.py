@@ -11,8 +11,9 @@ from numpy.testing import assert_array_equal
 
 from carls_jax.bank.before_images import Room
 from carls_jax.bank.changes import author
+from carls_jax.bank.columns import SLICE_BYTES, SLICE_ROWS
 from carls_jax.bank.specs import Field, TableSpec
-from carls_jax.bank.table_image import SLICE_BYTES, SLICE_ROWS, TableImage
+from carls_jax.bank.table_image import TableImage
 from carls_jax.bank.table_shard import TableShard
 
 from .conftest import rows_of

@@ -9,11 +9,12 @@ from numpy.testing import assert_array_equal
 
 from carls_jax.bank.before_images import Room
 from carls_jax.bank.changes import author
+from carls_jax.bank.columns import SLICE_ROWS
 from carls_jax.bank.initializers import constant, uniform
 from carls_jax.bank.layout import columns_of
 from carls_jax.bank.optimizers import optimizer
 from carls_jax.bank.specs import Field, TableSpec
-from carls_jax.bank.table_shard import SLICE_ROWS, TableShard
+from carls_jax.bank.table_shard import TableShard
 from carls_jax.errors import BankFullError
 
 from .conftest import rows_of
