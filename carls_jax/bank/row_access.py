@@ -37,7 +37,6 @@ Array = NDArray[Any]
 # What `read_rows` and `write_rows` know of a column, int64 each.
 ADDRESS, ROW_BYTES, BUFFER, FILL_OR_STRIDE = range(4)
 NUM_FACTS = 4
-ALIGNMENT = 64
 
 # Of each column's row; the processor goes on by itself.
 _LINES_AHEAD = 8
@@ -68,10 +67,9 @@ def read_rows(
       start: Where in `keys` to begin.
       keys_column, guards: Addresses of the table's keys and guards.
       state, directory, cells: Addresses of the table's `KeyIndex`.
-      columns: int64 `[C, 4]`, this call's own: where the column is, bytes of its rows, room, and
-        the byte that fills the rows of keys without one.
-      buffer: uint8, room for n rows of each column, one column after another; each begins at a
-        multiple of `ALIGNMENT`.
+      columns: int64 `[C, 4]`: where the column is, bytes of its rows, where in the buffer copies of
+        them begin, and the byte that fills the rows of keys without one.
+      buffer: uint8, room for n rows of each column.
       found: bool `[n]`, told which keys have one.
 
     Returns:
@@ -79,8 +77,7 @@ def read_rows(
       something else before it goes on from there.
     """
     n = keys.size
-    _lay_out(columns, buffer.ctypes.data, n)
-    facts, num_columns = columns.ctypes.data, columns.shape[0]
+    facts, num_columns, room = columns.ctypes.data, columns.shape[0], buffer.ctypes.data
     slots, seen = np.empty(_BLOCK, np.int64), np.empty(_BLOCK, np.uint32)
     for block in range(start, n, _BLOCK):
         size = min(_BLOCK, n - block)
@@ -99,7 +96,7 @@ def read_rows(
         for i in range(size):
             if i + _ROWS_AHEAD < size:
                 _ask_for(facts, num_columns, max(slots[i + _ROWS_AHEAD], 0))
-            _copy_row(facts, num_columns, slots[i], block + i)
+            _copy_row(facts, num_columns, room, slots[i], block + i)
         fence_acquire()
         # While the index is remade a key may seem absent.
         is_complete = not sequence & 1 and acquire_int64(state + 8 * SEQUENCE) == sequence
@@ -118,20 +115,13 @@ def read_rows(
                     cells,
                     facts,
                     num_columns,
+                    room,
                     block + i,
                 )
                 if slot == _GAVE_UP:
                     return block + i
                 found[block + i] = slot >= 0
     return n
-
-
-@inlined
-def _lay_out(columns: Any, room: Any, n: Any) -> None:
-    """Notes where in the room from an address on n rows of each column go."""
-    for column in range(columns.shape[0]):
-        columns[column, BUFFER] = room
-        room += (n * columns[column, ROW_BYTES] + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
 
 
 @inlined
@@ -155,6 +145,7 @@ def _read_row(
     cells: int,
     facts: int,
     num_columns: int,
+    room: int,
     place: int,
 ) -> int:
     """Copies one row that others write; returns its slot, -1 if there is none, or `_GAVE_UP`."""
@@ -168,7 +159,7 @@ def _read_row(
         guard = begin_read(at)
         if slot >= 0 and (guard & np.uint32(1) or load_int64(keys_column + 8 * slot) != key):
             continue
-        _copy_row(facts, num_columns, slot, place)
+        _copy_row(facts, num_columns, room, slot, place)
         if slot >= 0 and is_unchanged(at, guard):
             return int(slot)
         fence_acquire()
@@ -200,11 +191,11 @@ def _ask_for(facts: Any, num_columns: Any, slot: Any) -> None:
 
 
 @inlined
-def _copy_row(facts: Any, num_columns: Any, slot: Any, place: Any) -> None:
-    """Copies a row into the buffers, or what stands for none where the slot is -1."""
+def _copy_row(facts: Any, num_columns: Any, room: Any, slot: Any, place: Any) -> None:
+    """Copies a row into the buffer at an address, or what stands for none where the slot is -1."""
     for column in range(num_columns):
         row_bytes = _fact(facts, column, ROW_BYTES)
-        to = _fact(facts, column, BUFFER) + place * row_bytes
+        to = room + _fact(facts, column, BUFFER) + place * row_bytes
         if slot >= 0:
             copy_bytes(to, _fact(facts, column, ADDRESS) + slot * row_bytes, row_bytes)
         else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from carls_jax.bank.index import IndexMemory
 from carls_jax.bank.machine import address_of
 from carls_jax.bank.row_access import (
     ADDRESS,
-    ALIGNMENT,
+    BUFFER,
     FILL_OR_STRIDE,
     NUM_FACTS,
     ROW_BYTES,
@@ -29,27 +29,23 @@ Array = NDArray[Any]
 
 # A kind of metadata whose blank value is -1, all bits set; that of all others is 0.
 _BLANK_IS_MINUS_ONE = "step/"
+_ALIGNMENT = 64
+_MAX_PLANS = 256
 
 
 @dataclass(frozen=True)
-class _Columns:
+class _Plan:
     """Holds what a call needs to know of the columns that it reads.
 
     Attributes:
       facts: As `read_rows` takes them.
-      kinds: Of each column the shape, dtype and bytes of a row.
+      num_bytes: Size of the buffer.
+      copies: Of each column the shape and dtype of its rows, and where in the buffer they begin.
     """
 
     facts: Array
-    kinds: tuple[tuple[tuple[int, ...], np.dtype[Any], int], ...]
-
-    def places(self, n: int) -> tuple[list[int], int]:
-        """Returns where in a buffer n rows of each column begin, and the size of the buffer."""
-        places, size = [], 0
-        for _, _, row_bytes in self.kinds:
-            places.append(size)
-            size += -(-n * row_bytes // ALIGNMENT) * ALIGNMENT
-        return places, size
+    num_bytes: int
+    copies: tuple[tuple[tuple[int, ...], np.dtype[Any], int], ...]
 
 
 class RowReader:
@@ -64,7 +60,8 @@ class RowReader:
     def __init__(self, arrays: Mapping[str, Array]) -> None:
         self._arrays = arrays
         self._at = address_of(arrays["key"]), address_of(arrays["guards"])
-        self._columns: dict[tuple[str, ...], _Columns] = {}
+        # By columns and number of keys; most calls are like earlier ones.
+        self._plans: dict[tuple[tuple[str, ...], int], _Plan] = {}
 
     def read(
         self,
@@ -86,39 +83,34 @@ class RowReader:
           The columns' rows `[n, ...]`, blank where a key has none, and which have one, bool `[n]`.
           None: it took longer.
         """
-        columns = self._columns.get(names) or self._learn(names)
+        n = keys.size
+        plan = self._plans.get((names, n)) or self._make_plan(names, n)
         if not keys.flags.carray:  # machine code is compiled anew for arrays of another kind
             keys = keys.copy()
-        n = keys.size
-        places, size = columns.places(n)
-        facts = columns.facts.copy()
-        buffer, found = np.empty(size, np.uint8), np.empty(n, np.bool_)
+        buffer, found = np.empty(plan.num_bytes, np.uint8), np.empty(n, np.bool_)
         num_read, deadline = 0, None
         while True:
-            num_read = read_rows(keys, num_read, *self._at, *index.addresses, facts, buffer, found)
+            num_read = read_rows(
+                keys, num_read, *self._at, *index.addresses, plan.facts, buffer, found
+            )
             if num_read == n:
                 break
             deadline = deadline or time.monotonic() + longest_s
             if time.monotonic() > deadline:
                 return None
             time.sleep(0)  # the writer may need this core
-        copies = [
-            np.ndarray((n, *shape), dtype, buffer, place)
-            for (shape, dtype, _), place in zip(columns.kinds, places, strict=True)
-        ]
-        return copies, found
+        return [np.ndarray(shape, dtype, buffer, at) for shape, dtype, at in plan.copies], found
 
-    def _learn(self, names: Sequence[str]) -> _Columns:
-        arrays = [self._arrays[name] for name in names]
-        kinds = [
-            (one.shape[1:], one.dtype, math.prod(one.shape[1:]) * one.dtype.itemsize)
-            for one in arrays
-        ]
-        facts = np.zeros((len(names), NUM_FACTS), np.int64)
-        facts[:, ADDRESS] = [address_of(array) for array in arrays]
-        facts[:, ROW_BYTES] = [row_bytes for _, _, row_bytes in kinds]
-        facts[:, FILL_OR_STRIDE] = [
-            0xFF if name.startswith(_BLANK_IS_MINUS_ONE) else 0 for name in names
-        ]
-        columns = self._columns[tuple(names)] = _Columns(facts, tuple(kinds))
-        return columns
+    def _make_plan(self, names: tuple[str, ...], n: int) -> _Plan:
+        facts, copies, num_bytes = np.zeros((len(names), NUM_FACTS), np.int64), [], 0
+        for name, fact in zip(names, facts, strict=True):
+            array = self._arrays[name]
+            shape, row_bytes = array.shape[1:], math.prod(array.shape[1:]) * array.dtype.itemsize
+            fact[[ADDRESS, ROW_BYTES, BUFFER]] = address_of(array), row_bytes, num_bytes
+            fact[FILL_OR_STRIDE] = 0xFF if name.startswith(_BLANK_IS_MINUS_ONE) else 0
+            copies.append(((n, *shape), array.dtype, num_bytes))
+            num_bytes += -(-n * row_bytes // _ALIGNMENT) * _ALIGNMENT
+        if len(self._plans) >= _MAX_PLANS:
+            self._plans = {}
+        plan = self._plans[names, n] = _Plan(facts, num_bytes, tuple(copies))
+        return plan

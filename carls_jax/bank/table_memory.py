@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from carls_jax.bank.columns import MAP_NORESERVE, reserve
+from carls_jax.bank.columns import reserve
+from carls_jax.bank.huge_pages import HUGE_PAGE, Collapser, map_file
 
 Array = NDArray[Any]
 
@@ -31,6 +32,7 @@ _SEALS = (
     | _F_SEAL_FUTURE_WRITE
 )
 _PAGE = mmap.PAGESIZE
+_COPIED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -66,18 +68,46 @@ class TableMemory:
     def __init__(self, parts: Mapping[str, Part]) -> None:
         self.parts, self.num_bytes = _placed(parts)
         self.descriptor = -1
+        self._collapser: Collapser | None = None
         try:
             self.descriptor, mapping = _sealed_file(self.num_bytes)
         except (OSError, OverflowError, AttributeError):
             self.arrays = {name: _reserved(part) for name, part in self.parts.items()}
         else:
-            weakref.finalize(self, os.close, self.descriptor)
+            self._collapser = Collapser(self.descriptor, mapping)
+            weakref.finalize(self._collapser, os.close, self.descriptor)
             self.arrays = _views(mapping, self.parts)
 
     @property
     def is_shared(self) -> bool:
         """Whether other processes can read it."""
         return self.descriptor >= 0
+
+    def read(self, name: str, start: int, out: Array) -> None:
+        """Copies rows of an array from `start` on into a C-contiguous one `[m, ...]`."""
+        if not self.is_shared:
+            out[...] = self.arrays[name][start : start + out.shape[0]]
+            return
+        # Read through its mapping, shared memory that was never written would be taken for good:
+        # a snapshot of a column of 512 MB of zeros took 512 MB.
+        assert out.flags.c_contiguous, name
+        place = self.parts[name].offset + start * self.arrays[name].strides[0]
+        num_bytes = os.preadv(self.descriptor, [out.reshape(-1).view(np.uint8).data], place)
+        assert num_bytes == out.nbytes, "the table's memory ended"
+
+    def copy(self, name: str, to: Array) -> None:
+        """Copies the first rows of an array over zeros `[m, ...]`, but where it has zeros, too."""
+        block_rows = max(1, _COPIED_BYTES // to.strides[0])
+        for start in range(0, to.shape[0], block_rows):
+            block = np.empty_like(to[start : start + block_rows])
+            self.read(name, start, block)
+            if block.view(np.uint8).any():
+                to[start : start + block_rows] = block
+
+    def grew(self) -> None:
+        """Tells that more of it was written, which is put on huge pages where the system can."""
+        if self._collapser is not None:
+            self._collapser.grew()
 
 
 def attach(descriptor: int, parts: Mapping[str, Part]) -> dict[str, Array]:
@@ -90,7 +120,7 @@ def attach(descriptor: int, parts: Mapping[str, Part]) -> dict[str, Array]:
     is_sealed = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS == _SEALS
     if not is_sealed or not all(_fits(part, num_bytes) for part in parts.values()):
         raise OSError(f"the table's memory is not {num_bytes} sealed bytes that hold its parts")
-    return _views(_map(descriptor, num_bytes, mmap.PROT_READ), parts)
+    return _views(map_file(descriptor, num_bytes, protection=mmap.PROT_READ), parts)
 
 
 def _fits(part: Part, num_bytes: int) -> bool:
@@ -101,17 +131,20 @@ def _fits(part: Part, num_bytes: int) -> bool:
 def _placed(parts: Mapping[str, Part]) -> tuple[dict[str, Part], int]:
     placed, offset = {}, 0
     for name, part in parts.items():
+        unit = HUGE_PAGE if part.num_bytes >= HUGE_PAGE else _PAGE
+        offset = -(-offset // unit) * unit
         placed[name] = Part(part.shape, part.dtype, offset)
         offset += -(-part.num_bytes // _PAGE) * _PAGE
     return placed, max(offset, _PAGE)
 
 
-def _sealed_file(num_bytes: int) -> tuple[int, mmap.mmap]:
+def _sealed_file(num_bytes: int) -> tuple[int, NDArray[np.uint8]]:
     """Returns a new file of zeros, and the only mapping through which it can be written."""
     descriptor = os.memfd_create("carls-jax-table", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, num_bytes)
-        mapping = _map(descriptor, num_bytes, mmap.PROT_READ | mmap.PROT_WRITE)
+        writable = mmap.PROT_READ | mmap.PROT_WRITE
+        mapping = map_file(descriptor, num_bytes, protection=writable)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
     except (OSError, OverflowError, AttributeError):
         os.close(descriptor)
@@ -119,11 +152,7 @@ def _sealed_file(num_bytes: int) -> tuple[int, mmap.mmap]:
     return descriptor, mapping
 
 
-def _map(descriptor: int, num_bytes: int, protection: int) -> mmap.mmap:
-    return mmap.mmap(descriptor, num_bytes, mmap.MAP_SHARED | MAP_NORESERVE, prot=protection)
-
-
-def _views(mapping: mmap.mmap, parts: Mapping[str, Part]) -> dict[str, Array]:
+def _views(mapping: NDArray[np.uint8], parts: Mapping[str, Part]) -> dict[str, Array]:
     return {
         name: np.ndarray(part.shape, part.dtype, buffer=mapping, offset=part.offset)
         for name, part in parts.items()

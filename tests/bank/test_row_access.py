@@ -6,7 +6,6 @@ from numpy.testing import assert_array_equal
 from carls_jax.bank.machine import address_of
 from carls_jax.bank.row_access import (
     ADDRESS,
-    ALIGNMENT,
     BUFFER,
     FILL_OR_STRIDE,
     NUM_FACTS,
@@ -47,7 +46,7 @@ def test_reading_goes_on_from_the_row_that_was_being_written() -> None:
     rows = GuardedRows()
     rows.put(np.arange(1, 201))
     keys = np.arange(1, 211)
-    buffer, found = np.zeros(keys.size * 12 + ALIGNMENT, np.uint8), np.zeros(keys.size, np.bool_)
+    buffer, found = np.zeros(keys.size * 12 + 64, np.uint8), np.zeros(keys.size, np.bool_)
     rows.guards[[99, 149]] += 1
     assert read(rows, keys, 0, buffer, found) == 99
     rows.guards[99] += 1
