@@ -24,7 +24,9 @@ CarlsError
 │   ├── ProtocolMismatchError          client and server speak different versions
 │   ├── BankIdentityError              another bank answers than the one that was expected
 │   ├── AccessDeniedError              the server refuses this client
-│   └── BankInternalError              a defect in the server; the message names the cause
+│   ├── BankInternalError              a defect in the server; the message names the cause
+│   └── BankStorageError               the disk is full or fails; the change was refused
+├── JournalCorruptError                a journal is damaged elsewhere than at its end
 ├── SnapshotCorruptError               a snapshot is half-written or damaged
 ├── AddressInUseError                  a port or socket path is taken
 └── LaunchError                        a role of a program failed too often
@@ -106,7 +108,16 @@ class BankTimeoutError(BankError, TimeoutError):
 
 
 class BankOverloadedError(BankError):
-    """Says that a request exceeds a bound of the server."""
+    """Says that a request exceeds a bound of the server; it was refused, and nothing was changed.
+
+    Attributes:
+      retry_after_s: Seconds after which the same request may be tried again, since others hold what
+        it needs, or it came too soon. None: it will be refused again.
+    """
+
+    def __init__(self, *args: object, retry_after_s: float | None = None) -> None:
+        super().__init__(*args)
+        self.retry_after_s = retry_after_s
 
 
 class BankFullError(BankError):
@@ -131,6 +142,14 @@ class AccessDeniedError(BankError):
 
 class BankInternalError(BankError):
     """Says that the server failed in a way that is its own defect."""
+
+
+class BankStorageError(BankError):
+    """Says that a change was refused, since the disk that must keep it is full or fails."""
+
+
+class JournalCorruptError(CarlsError):
+    """Says that a journal is damaged elsewhere than at its end: what it held cannot be known."""
 
 
 class SnapshotCorruptError(CarlsError):
