@@ -11,12 +11,12 @@ import numpy as np
 
 from carls_jax.bank import changes
 from carls_jax.bank.changes import author
-from carls_jax.bank.flush_timer import FlushTimer
 from carls_jax.bank.lazy import Lazy
 from carls_jax.bank.local import LocalBank
 from carls_jax.bank.optimizers import optimizer
 from carls_jax.bank.shard import Shard
 from carls_jax.bank.specs import Field, TableSpec
+from carls_jax.bank.upkeep import Upkeep
 from carls_jax.errors import InvalidInputError
 
 SGD = optimizer("sgd", learning_rate=1.0)
@@ -27,7 +27,7 @@ def spec(name: str = "t", **lazy: Any) -> TableSpec:
 
 
 def timers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "flush-timer"]
+    return [thread for thread in threading.enumerate() if thread.name == "upkeep"]
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -94,7 +94,7 @@ def test_a_flush_that_is_refused_does_not_end_it() -> None:
 
     shard = Stubborn()
     shard.apply(changes.create_table(spec(max_wait_s=0.01)))
-    timer = FlushTimer(shard)
+    timer = Upkeep(shard)
     timer.wake()
     try:
         assert refused.wait(30)
@@ -110,7 +110,7 @@ def test_a_flush_that_is_refused_does_not_end_it() -> None:
 def test_it_ends_with_its_shard() -> None:
     shard = Shard()
     shard.apply(changes.create_table(spec(max_wait_s=0.01)))
-    FlushTimer(shard).wake()
+    Upkeep(shard).wake()
     del shard
     gc.collect()
     wait_until(lambda: timers() == [])

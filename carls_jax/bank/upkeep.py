@@ -1,4 +1,7 @@
-"""`FlushTimer`: applies gathered gradients that nobody came to read, in the background."""
+"""`Upkeep`: does in the background what is due at a time, though nobody comes to ask for it.
+
+Gathered gradients are applied that nobody reads, and rows go that nobody writes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import weakref
 from carls_jax.bank.shard import Shard
 from carls_jax.errors import CarlsError
 
-# Of the shortest wait that a field allows, which is looked so many times.
+# Of the shortest wait that a field or table allows, which is looked so many times.
 _LOOKS = 4
 _LONGEST_PAUSE_S = 3600.0
 _SHORTEST_PAUSE_S = 0.001
@@ -18,13 +21,13 @@ _SHORTEST_PAUSE_S = 0.001
 _logger = logging.getLogger(__name__)
 
 
-class FlushTimer:
-    """Has a shard flush what is overdue, while it has lazy fields, in a thread of its own.
+class Upkeep:
+    """Has a shard do what is overdue, while it has lazy fields or rows that expire, in a thread.
 
     May be used from several threads at once. A shard that nobody uses any more ends it as well.
 
     Args:
-      shard: Whose fields.
+      shard: Whose tables.
     """
 
     def __init__(self, shard: Shard) -> None:
@@ -42,11 +45,11 @@ class FlushTimer:
                 return
             self._woken.set()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="flush-timer", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
                 self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread, after the flush that is under way."""
+        """Ends the thread, after what is under way."""
         with self._lock:
             self._is_stopped = True
             self._woken.set()
@@ -59,17 +62,18 @@ class FlushTimer:
         while pause_s is not None:
             self._woken.wait(pause_s)
             self._woken.clear()
-            pause_s = self._flush()
+            pause_s = self._look()
 
-    def _flush(self) -> float | None:
-        """Flushes what is overdue, and returns when to come again; None: never."""
+    def _look(self) -> float | None:
+        """Does what is overdue, and returns when to come again; None: never."""
         shard = self._shard()
         if shard is None or self._is_stopped:
             return None
-        try:
-            shard.flush_overdue(time.time())
-        except CarlsError:  # a snapshot was restored meanwhile: its tables may be others
-            _logger.debug("a flush was refused", exc_info=True)
+        for do_overdue in (shard.flush_overdue, shard.evict_expired):
+            try:
+                do_overdue(time.time())
+            except CarlsError:  # a snapshot was restored meanwhile: its tables may be others
+                _logger.debug("what was due was refused", exc_info=True)
         wait_s = shard.shortest_wait_s
         if wait_s is None:
             return _LONGEST_PAUSE_S
