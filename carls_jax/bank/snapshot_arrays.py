@@ -9,18 +9,18 @@ kept outside of the database, which reads a flipped bit of a value without an er
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import numpy as np
 import tensorstore as ts
 from numpy.typing import NDArray
 
+from carls_jax.bank.array_files import files_of_chunks
 from carls_jax.bank.specs import TableSpec
-from carls_jax.bank.table_image import TableImage
 from carls_jax.errors import BankError, SnapshotCorruptError
 
 # PERFORMANCE: with 1 M × 128 float32, groups of 16 MiB are written as fast as groups of 64 or 128
@@ -40,6 +40,29 @@ _CONTEXT = {
     "file_io_concurrency": {"limit": 1},
     "data_copy_concurrency": {"limit": 1},
 }
+
+
+class Readable(Protocol):
+    """Is what can be written: a table whose rows are read once, in order, as of a `TableImage`."""
+
+    @property
+    def spec(self) -> TableSpec:
+        """What the table is."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that there are to be read."""
+
+    @property
+    def names(self) -> Mapping[str, Sequence[str]]:
+        """What the numbers in the columns stand for."""
+
+    @property
+    def columns(self) -> Mapping[str, NDArray[Any]]:
+        """Arrays of the columns' types and shapes `[any, ...]`."""
+
+    def read(self, out: Mapping[str, NDArray[Any]]) -> None:
+        """Fills arrays `[m, ...]`, one for each column, with the next m rows."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +105,8 @@ class TableContent:
     columns: Mapping[str, Column]
     database_url: str
 
-    def blocks(self) -> Iterator[dict[str, NDArray[Any]]]:
-        """Reads all rows: in each block every column by name, `[m, ...]`, new arrays.
+    def blocks(self, names: Collection[str] | None = None) -> Iterator[dict[str, NDArray[Any]]]:
+        """Reads all rows: in each block the named columns, `[m, ...]`, new arrays; None: all.
 
         A block is checked before it is handed out, so what was yielded is sound even if a later
         block is not.
@@ -93,7 +116,7 @@ class TableContent:
         """
         if not self.num_rows:
             return
-        arrays = self._open()
+        arrays = self._open(self.columns if names is None else names)
         for index, start in enumerate(range(0, self.num_rows, self.block_rows)):
             # Yielded without a name: this function does not keep the block while the next is read.
             yield self._read_block(arrays, index, slice(start, start + self.block_rows))
@@ -121,16 +144,16 @@ class TableContent:
         parts = {**data, "spec": TableSpec.from_dict(data["spec"]), "columns": columns}
         return cls(**parts, database_url=database_url)
 
-    def _open(self) -> dict[str, ts.TensorStore]:
+    def _open(self, names: Collection[str]) -> dict[str, ts.TensorStore]:
         opening = {
             name: ts.open(
                 _array_spec(self.database_url, self.spec.name, name),
                 open=True,
                 # Expecting dtype and shape makes a difference in them an error.
-                dtype=column.dtype,
-                shape=(self.num_rows, *column.shape),
+                dtype=self.columns[name].dtype,
+                shape=(self.num_rows, *self.columns[name].shape),
             )
-            for name, column in self.columns.items()
+            for name in names
         }
         arrays = {}
         for name, future in opening.items():
@@ -154,8 +177,22 @@ class TableContent:
             expected, found = self.columns[name].checksums[index], zlib.crc32(block[name].data)
             if found != expected:
                 problem = f"has checksum {found:#010x} in its rows {rows.start} to {rows.stop - 1}"
-                raise self._corrupt(name, f"{problem}, expected {expected:#010x}")
+                files = self._files(name, arrays[name], rows)
+                raise self._corrupt(name, f"{problem}, expected {expected:#010x}{files}")
         return block
+
+    def _files(self, name: str, array: ts.TensorStore, rows: slice) -> str:
+        """Tells which files hold rows of a column."""
+        chunk = array.chunk_layout.read_chunk.shape
+        chunk_rows = chunk[0] if chunk else None
+        assert chunk_rows, "stored arrays are chunked"
+        chunks = range(rows.start // chunk_rows, -(-rows.stop // chunk_rows))
+        prefix = f"{_path(self.spec.name, name)}c/"
+        try:
+            files = files_of_chunks(self.database_url, prefix, chunks)
+        except ValueError:  # the database is damaged, too
+            return ""
+        return f" (in {', '.join(files)})" if files else ""
 
     def _corrupt(
         self, name: str, problem: str, cause: ValueError | None = None
@@ -181,7 +218,7 @@ class ArrayWriter:
         self._staged_bytes = 0
         self._begin()
 
-    def write(self, image: TableImage) -> TableContent:
+    def write(self, image: Readable) -> TableContent:
         """Writes one table, which may go on changing; reads the image up.
 
         Raises:
@@ -244,7 +281,7 @@ class ArrayWriter:
         return staged
 
     def _create(
-        self, image: TableImage, layout: Mapping[str, Column], block_rows: int
+        self, image: Readable, layout: Mapping[str, Column], block_rows: int
     ) -> dict[str, ts.TensorStore]:
         """Makes the arrays of a table, at once and for all of its blocks."""
         transaction = ts.Transaction(atomic=True)
@@ -279,10 +316,13 @@ class ArrayWriter:
 
 
 def _array_spec(database_url: str, table: str, column: str) -> dict[str, Any]:
-    # Names hold slashes; each must stay one level, so that no array lies within another.
-    path = f"{quote(table, safe='')}/{quote(column, safe='')}/"
-    database = {"driver": "ocdbt", "base": database_url, "path": path}
+    database = {"driver": "ocdbt", "base": database_url, "path": _path(table, column)}
     return {"driver": "zarr3", "kvstore": database}
+
+
+def _path(table: str, column: str) -> str:
+    # Names hold slashes; each must stay one level, so that no array lies within another.
+    return f"{quote(table, safe='')}/{quote(column, safe='')}/"
 
 
 def _metadata(column: Column, *, num_rows: int, block_rows: int) -> dict[str, Any]:

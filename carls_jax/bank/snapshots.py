@@ -11,19 +11,20 @@ from __future__ import annotations
 import builtins
 import json
 import logging
-import os
 import re
 import shutil
 import threading
 import zlib
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from carls_jax.bank.client_windows import Saved
+from carls_jax.bank.durable_files import disk_bytes, make_directory, replace_file, sync
 from carls_jax.bank.interface import SnapshotIdentity, find_snapshot
-from carls_jax.bank.snapshot_arrays import GROUP_BYTES, ArrayWriter, TableContent
-from carls_jax.bank.table_image import TableImage
+from carls_jax.bank.snapshot_arrays import GROUP_BYTES, ArrayWriter, Readable, TableContent
 from carls_jax.errors import (
     BankIdentityError,
     InvalidInputError,
@@ -32,7 +33,9 @@ from carls_jax.errors import (
 )
 
 # Raised when older programs could not read what newer ones write.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# What older programs wrote: 1 holds no clients.
+_READABLE_VERSIONS = (1, FORMAT_VERSION)
 
 _MANIFEST = "manifest.json"
 _UUID = re.compile(r"[0-9a-f]{32}")
@@ -49,6 +52,7 @@ class SnapshotContent:
       clocks: Highest step of each clock.
       sequence: Number of the last change that was applied.
       tables: The tables, whose rows are read only when their `blocks` are asked for.
+      clients: Their last changes, as `ClientWindows.save` has them.
     """
 
     identity: SnapshotIdentity
@@ -56,6 +60,7 @@ class SnapshotContent:
     clocks: Mapping[str, int]
     sequence: int
     tables: list[TableContent]
+    clients: Saved = field(default_factory=dict)
 
 
 class SnapshotStore:
@@ -83,10 +88,11 @@ class SnapshotStore:
     def write(
         self,
         identity: SnapshotIdentity,
-        tables: Iterable[TableImage],
+        tables: Iterable[Readable],
         *,
         clocks: Mapping[str, int],
         sequence: int,
+        clients: Saved = MappingProxyType({}),
     ) -> SnapshotIdentity:
         """Makes a state durable; returns its identity with the number of this shard's rows.
 
@@ -101,32 +107,35 @@ class SnapshotStore:
         directory = self._directory / identity.uuid
         with self._lock:
             self._remove_orphans()
-            _make_directory(directory)
+            make_directory(directory)
             try:
                 writer = ArrayWriter(_database_url(directory), group_bytes=self._group_bytes)
                 written = [writer.write(image) for image in tables]
                 writer.commit()
                 identity = replace(identity, num_rows=sum(one.num_rows for one in written))
                 content = SnapshotContent(
-                    identity, self._shard_index, dict(clocks), sequence, written
+                    identity, self._shard_index, dict(clocks), sequence, written, clients
                 )
                 for path in (directory, *directory.rglob("*")):
-                    _sync(path)
-                _write_file(directory / _MANIFEST, _to_json(content))
+                    sync(path)
+                replace_file(directory / _MANIFEST, _to_json(content))
             except BaseException:
                 _remove(directory)
                 raise
         return identity
 
     def list(self) -> builtins.list[SnapshotIdentity]:
-        """Returns this bank's complete snapshots, oldest first; damaged ones are logged."""
+        """Returns this bank's complete snapshots, oldest first; damaged ones are logged.
+
+        The order is that of their states: the computer's clock may have gone back between them.
+        """
         contents = []
         for uuid in self._uuids():
             try:
                 contents.append(self._load(uuid))
             except (SnapshotCorruptError, BankIdentityError) as error:
                 _logger.warning("snapshot not listed: %s", error)
-        contents.sort(key=lambda one: (one.identity.created_at, one.sequence))
+        contents.sort(key=lambda one: (one.sequence, one.identity.created_at))
         return [one.identity for one in contents]
 
     def read(self, snapshot: SnapshotIdentity | str) -> SnapshotContent:
@@ -141,7 +150,7 @@ class SnapshotStore:
         if isinstance(snapshot, SnapshotIdentity):
             self._check_bank(snapshot)
         uuid = snapshot.uuid if isinstance(snapshot, SnapshotIdentity) else snapshot
-        if _UUID.fullmatch(uuid) and (self._directory / uuid / _MANIFEST).exists():
+        if uuid in self._uuids():
             return self._load(uuid)
         listed = self.list()
         found = find_snapshot(listed, snapshot)
@@ -158,16 +167,18 @@ class SnapshotStore:
             )
         return self._load(found.uuid)
 
-    def verify(self, snapshot: SnapshotIdentity | str) -> None:
-        """Reads a whole snapshot and changes nothing.
+    def verify(self, snapshot: SnapshotIdentity | str) -> SnapshotIdentity:
+        """Reads a whole snapshot and changes nothing; returns which it is.
 
         Raises:
           SnapshotNotFoundError, BankIdentityError: As `read`.
           SnapshotCorruptError: It is damaged; the message names the file or column.
         """
-        for table in self.read(snapshot).tables:
+        content = self.read(snapshot)
+        for table in content.tables:
             for _ in table.blocks():
                 pass
+        return content.identity
 
     def delete(self, uuid: str) -> None:
         """Removes a snapshot, damaged ones too, and gives its space back.
@@ -183,12 +194,30 @@ class SnapshotStore:
             _remove(self._directory / uuid)
 
     def retain(self, max_snapshots: int, *, keep: Collection[str] = ()) -> None:
-        """Removes all but the newest `max_snapshots` and those whose UUID is in `keep`."""
+        """Removes all but the newest `max_snapshots` and those whose UUID is in `keep`.
+
+        The last state stays in any case, whatever the clock was: a journal goes on from there.
+        """
         if max_snapshots < 1:
             raise InvalidInputError(f"max_snapshots={max_snapshots}: allowed is 1 and more")
+        last = self.last()
         for old in self.list()[:-max_snapshots]:
-            if old.uuid not in keep:
+            if old.uuid not in keep and old != last:
                 self.delete(old.uuid)
+
+    def last(self) -> SnapshotIdentity | None:
+        """Returns the readable snapshot of the last state, which a server starts from."""
+        listed = self.list()
+        return listed[-1] if listed else None
+
+    def damaged(self) -> builtins.list[str]:
+        """Returns the UUIDs of the snapshots whose manifests cannot be read."""
+        readable = {one.uuid for one in self.list()}
+        return sorted(set(self._uuids()) - readable)
+
+    def disk_bytes(self, uuid: str) -> int:
+        """Returns the bytes that a snapshot takes on disk."""
+        return disk_bytes(self._directory / uuid)
 
     def remove_orphans(self) -> None:
         """Removes what crashes have left; `write` does so first."""
@@ -206,7 +235,10 @@ class SnapshotStore:
         return [
             one.name
             for one in self._directory.iterdir()
-            if _UUID.fullmatch(one.name) and (one / _MANIFEST).exists() == complete
+            # A link leads out of the directory, where nothing is this store's to remove.
+            if _UUID.fullmatch(one.name)
+            and not one.is_symlink()
+            and (one / _MANIFEST).exists() == complete
         ]
 
     def _load(self, uuid: str) -> SnapshotContent:
@@ -246,6 +278,7 @@ def _to_json(content: SnapshotContent) -> str:
         "clocks": dict(content.clocks),
         "sequence": content.sequence,
         "tables": [table.to_dict() for table in content.tables],
+        "clients": dict(content.clients),
     }
     return json.dumps(
         {"format_version": FORMAT_VERSION, "crc32": _checksum(state), "snapshot": state}
@@ -256,7 +289,7 @@ def _from_json(path: Path, *, database_url: str) -> SnapshotContent:
     try:
         manifest = json.loads(path.read_bytes())
         version, state = manifest["format_version"], manifest["snapshot"]
-        if version != FORMAT_VERSION:
+        if version not in _READABLE_VERSIONS:
             raise SnapshotCorruptError(
                 f"{path} has format version {version}; this program reads {FORMAT_VERSION}"
             )
@@ -266,7 +299,7 @@ def _from_json(path: Path, *, database_url: str) -> SnapshotContent:
         return SnapshotContent(
             **{**state, "identity": SnapshotIdentity(**state["identity"]), "tables": tables}
         )
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise SnapshotCorruptError(f"{path} is no manifest: {error!r}") from error
 
 
@@ -274,36 +307,8 @@ def _checksum(state: Any) -> int:
     return zlib.crc32(json.dumps(state, sort_keys=True).encode())
 
 
-def _make_directory(directory: Path) -> None:
-    """Makes a directory and the missing ones above it, each durably."""
-    if not directory.parent.exists():
-        _make_directory(directory.parent)
-    directory.mkdir()
-    _sync(directory.parent)
-
-
-def _write_file(path: Path, text: str) -> None:
-    """Makes a file that exists whole or not at all, whatever happens."""
-    aside = path.with_suffix(".partial")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    _sync(path.parent)
-
-
 def _remove(directory: Path) -> None:
     """Removes a snapshot; its manifest first, so that it is never listed without its arrays."""
     (directory / _MANIFEST).unlink(missing_ok=True)
-    _sync(directory)
+    sync(directory)
     shutil.rmtree(directory)
-
-
-def _sync(path: Path) -> None:
-    """Makes durable what a file holds, or which files a directory has."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,6 +16,7 @@ from carls_jax.errors import InvalidInputError
 from carls_jax.makers import Maker, MakerRunner, Predict
 from carls_jax.metrics import MetricsWriter
 from carls_jax.training import processes
+from carls_jax.training.away import outlast
 from carls_jax.training.session import Session, SessionConfig
 
 
@@ -23,6 +24,7 @@ from carls_jax.training.session import Session, SessionConfig
 def session(
     address: str = "local:",
     *,
+    namespace: str | None = None,
     workdir: str | os.PathLike[str] | None = None,
     tables: Sequence[TableSpec] = (),
     makers: Sequence[Maker] = (),
@@ -39,6 +41,7 @@ def session(
 
     Args:
       address: The bank, as in `connect`. "local:" keeps it in this process.
+      namespace: The part of the bank that is the run's, as in `connect`. None: all of it.
       workdir: Directory of the run; a session in it resumes where its last checkpoint was. None: a
         temporary one, removed at the end.
       tables: Tables that are made if they are not there.
@@ -64,7 +67,12 @@ def session(
         directory = Path(workdir)
         if address == "local:":
             address = f"local:{directory / 'bank'}"
-        bank = held.enter_context(connect(address, source="trainer"))
+        config = config or SessionConfig()
+        patience_s = config.when_away.patience_s
+        connected = held.enter_context(
+            connect(address, source="trainer", namespace=namespace, timeout_s=patience_s)
+        )
+        bank = held.enter_context(outlast(connected, config.when_away))
         for table in tables:
             bank.table(table)
 
@@ -91,7 +99,7 @@ def session(
             Session(
                 bank,
                 directory,
-                config or SessionConfig(),
+                config,
                 runners=runners,
                 metrics=metrics(f"trainer-{jax.process_index()}"),
             )

@@ -97,3 +97,42 @@ def test_a_label_must_be_a_name(rooted_bank: Bank) -> None:
     with pytest.raises(errors.InvalidInputError, match="a b"):
         rooted_bank.snapshot("a b")
     assert rooted_bank.snapshots() == []
+
+
+def test_a_snapshot_is_verified_and_nothing_is_changed(
+    rooted_bank: Bank, specs: SimpleNamespace
+) -> None:
+    nodes = rooted_bank.table(specs.nodes)
+    taken = rooted_bank.snapshot("s")
+    nodes.update(KEYS, {"label": KEYS})
+    incarnation = rooted_bank.identity.incarnation
+
+    for wanted in (taken, taken.uuid, "s"):
+        assert rooted_bank.verify(wanted) == taken
+    with pytest.raises(errors.BankIdentityError, match="another"):
+        rooted_bank.verify(replace(taken, bank_id="another"))
+    with pytest.raises(errors.SnapshotNotFoundError, match="there are: s"):
+        rooted_bank.verify("t")
+    assert_array_equal(nodes.lookup(KEYS)["label"], KEYS)
+    assert rooted_bank.identity.incarnation == incarnation
+
+
+def test_pinned_snapshots_outlast_newer_ones_until_they_are_released(rooted_bank: Bank) -> None:
+    first, second = rooted_bank.snapshot("first"), rooted_bank.snapshot("second")
+    rooted_bank.pin("run", [first, second.uuid])
+    rooted_bank.pin("run", [first])
+    for _ in range(10):  # as many as are kept
+        rooted_bank.snapshot("later")
+    assert [one.label for one in rooted_bank.snapshots()] == ["first"] + ["later"] * 10
+    rooted_bank.pin("run", [])
+    rooted_bank.snapshot("last")
+    assert first not in rooted_bank.snapshots()
+
+
+def test_only_snapshots_that_there_are_can_be_pinned(rooted_bank: Bank) -> None:
+    taken = rooted_bank.snapshot("s")
+    for unknown in ("s", "0" * 32, replace(taken, uuid="1" * 32)):
+        with pytest.raises(errors.SnapshotNotFoundError, match="there are: s"):
+            rooted_bank.pin("run", [taken, unknown])
+    with pytest.raises(errors.InvalidInputError, match="owner=''"):
+        rooted_bank.pin("", [taken])
