@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carls_jax.bank import Table
+from carls_jax.bank.blending import check_blend
 from carls_jax.errors import InvalidInputError
 from carls_jax.keys import PADDING, int_keys, shard_of, string_keys
 from carls_jax.makers.context import Context
@@ -28,10 +29,12 @@ def check_tables(maker: Maker, context: Context) -> None:
 
     Raises:
       TableNotFoundError, FieldNotFoundError: The message lists what exists.
+      DtypeError: The maker blends, and a field holds no floats.
     """
     for name in maker.reads:
         context.table(name)
     for name, fields in maker.writes.items():
+        check_blend(context.table(name).spec, fields, maker.blend)
         for field in fields:
             context.table(name).spec.field(field)
 

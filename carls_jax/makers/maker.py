@@ -25,6 +25,7 @@ class Maker:
       keys: For `make`, gives the keys to make rows for from the experiment's data; None: the keys
         of the table that it writes.
       batch_size: For `make`, keys per call.
+      blend: Share of its earlier values that a row keeps, as in `Table.update`; 0: none.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Maker:
     writes: Mapping[str, tuple[str, ...]]
     keys: Callable[[Any], Any] | None = None
     batch_size: int = 1024
+    blend: float = 0.0
 
     def __post_init__(self) -> None:
         check_name(self.name, argument="maker(name)")
@@ -42,6 +44,10 @@ class Maker:
             )
         if self.batch_size < 1:
             raise ConfigError(f"maker {self.name!r}: batch_size={self.batch_size}: at least 1")
+        if not 0.0 <= self.blend < 1.0:
+            raise ConfigError(
+                f"maker {self.name!r}: blend={self.blend}: allowed are numbers from 0 to below 1"
+            )
         if not (self.is_refresh or _takes(self.function, 2)):
             raise ConfigError(
                 f"maker {self.name!r} is a function of {inspect.signature(self.function)}: write "
@@ -72,6 +78,7 @@ def maker(
     name: str | None = None,
     keys: Callable[[Any], Any] | None = None,
     batch_size: int = 1024,
+    blend: float = 0.0,
 ) -> Callable[[Callable[..., Any]], Maker]:
     """Makes a maker of a function.
 
@@ -87,6 +94,9 @@ def maker(
       name: Worker i writes as source "NAME/i". None: the function's name.
       keys: For `make`: `keys(data)` gives the keys. None: the keys of the table that it writes.
       batch_size: For `make`: keys per call.
+      blend: Share of its earlier value that each written field keeps: 0.9 makes rows exponential
+        moving averages over checkpoints. All fields that it writes hold floats then. A refresh that
+        is done again, since the worker died before its end, is blended again.
 
     Raises:
       ConfigError: The function or an argument cannot work.
@@ -100,6 +110,7 @@ def maker(
             writes=MappingProxyType({table: _names(fields) for table, fields in writes.items()}),
             keys=keys,
             batch_size=batch_size,
+            blend=blend,
         )
 
     return decorate

@@ -130,8 +130,8 @@ def wait_until_done(bank: Bank, makers: Mapping[str, int], *, step: int, timeout
 
 
 def _table(bank: Bank) -> Table:
-    # Making the table, though it is there, asks every shard for its present incarnation, and fails
-    # at once where one is away. A lookup does neither, but takes a third of the time.
+    # Making the table, though it is there, asks every shard for its present incarnation, and finds
+    # out that one is away. A lookup does neither, but takes a third of the time.
     return bank.table(PROGRESS)
 
 

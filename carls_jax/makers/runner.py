@@ -101,7 +101,8 @@ class MakerRunner:
         """Makes this worker's rows from a checkpoint and writes them, block by block.
 
         A block that cannot be written changes nothing; those before it stay. The same refresh may
-        be done again: it finds the state, and makes the rows, that it did before.
+        be done again: it finds the state, and makes the rows, that it did before; a maker that
+        blends brings them nearer to these once more.
 
         Args:
           checkpoint: What to make them from.
@@ -121,7 +122,12 @@ class MakerRunner:
                 is_complete = False
                 break
             applied = self.bank.table(block.table).update(
-                block.keys, block.values, step=checkpoint.step, source=self.source, if_newer=True
+                block.keys,
+                block.values,
+                step=checkpoint.step,
+                source=self.source,
+                if_newer=True,
+                blend=self.maker.blend,
             )
             rows_written += np.size(block.keys)
             values_kept += applied.num_kept

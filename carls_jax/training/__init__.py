@@ -10,6 +10,7 @@
     behind.py         tells which rows lack what was sent
     processes.py      several processes that run one loop
     checkpointing.py  saves a run as a whole: state, bank, place in the batches
+    away/             what is done while the bank is away
     session.py        a training loop's connection to all of these
     opening.py        opens a session with bank and makers in this process
     trainer.py        the training loop, for those who bring a model and a loss
@@ -17,6 +18,7 @@
 A loop of one's own needs only a `Session`.
 """
 
+from carls_jax.training.away import WhenAway, outlast
 from carls_jax.training.knowledge import Known
 from carls_jax.training.opening import session
 from carls_jax.training.plan import Lookup, Push, Update
@@ -35,6 +37,8 @@ __all__ = [
     "Task",
     "TrainerConfig",
     "Update",
+    "WhenAway",
     "fit",
+    "outlast",
     "session",
 ]

@@ -12,9 +12,15 @@ import jax
 
 from carls_jax.bank import Bank, SnapshotIdentity
 from carls_jax.checkpoints import Checkpointer, CheckpointWatcher
-from carls_jax.errors import BankError, CheckpointNotFoundError, InvalidInputError
+from carls_jax.errors import (
+    BankError,
+    BankUnavailableError,
+    CheckpointNotFoundError,
+    InvalidInputError,
+)
 from carls_jax.makers import PROGRESS, MakerRunner, progress, run_inline, wait_until_done
 from carls_jax.training import processes
+from carls_jax.training.away.absence import AWAY
 from carls_jax.training.session_config import SessionConfig
 
 TRAINER = "trainer"
@@ -60,11 +66,13 @@ class RunCheckpointer:
         directory = workdir / "checkpoints"
         self._bank = bank
         self._schedule = config.schedule
+        self._goes_on_without = config.when_away.policy == "last_seen"
         self._timeout_s = config.lockstep_timeout_s
         self._runners = runners
         self._remote_makers = remote_makers
         self._checkpointer = Checkpointer(directory, max_to_keep=config.checkpoints_kept)
         self._watcher = CheckpointWatcher(directory)
+        self._pins_of = f"checkpoints in {directory.absolute()}"
         self._incarnation = ""
         if remote_makers:
             # Makers read it at any time, so a bank that is put back must not be without it.
@@ -99,6 +107,7 @@ class RunCheckpointer:
         if processes.is_first():
             specs = self._bank.tables()
             self._bank.restore(SnapshotIdentity(**restored.bank))
+            self._pin_kept()
             for spec in specs.values():
                 self._bank.table(spec)
         processes.wait_for_all("the bank was put back")
@@ -119,19 +128,50 @@ class RunCheckpointer:
 
         Raises:
           BankError: In lockstep: the bank lost changes since the last checkpoint.
+          BankUnavailableError, BankTimeoutError: The bank is away, and nothing was saved; raised in
+            all processes.
         """
         positions = processes.gathered(position)  # and so all processes have come here
         # Before the checkpoint that names it, so that none names a snapshot that is not there; and
         # so that in lockstep makers, which wait for the checkpoint, write nothing before it.
-        snapshot = self._snapshot(step) if processes.is_first() else None
-        processes.wait_for_all("the snapshot was taken")
+        snapshot = self._snapshot(step)
         self._check_incarnation(step)
         self._checkpointer.save(step, state, bank=snapshot, extra={"positions": positions})
+        if processes.is_first():
+            try:
+                self._pin_kept()
+            except AWAY as error:  # until the next checkpoint some are kept for nothing
+                _log.warning("snapshots of deleted checkpoints stay pinned: %s", error)
         self._let_makers_run(step)
 
-    def _snapshot(self, step: int) -> dict[str, Any]:
+    def _snapshot(self, step: int) -> dict[str, Any] | None:
+        """Returns the snapshot that the first process takes, there, when all know that it could."""
+        snapshot, error = None, None
+        if processes.is_first():
+            try:
+                snapshot = self._take(step)
+            except AWAY as away:
+                error = away
+        if any(processes.gathered(error is not None)):
+            raise error or BankUnavailableError("the first process took no snapshot: see its log")
+        return snapshot
+
+    def _take(self, step: int) -> dict[str, Any]:
         self._bank.advance(step)
-        return asdict(self._bank.snapshot(f"step-{step}"))
+        snapshot = self._bank.snapshot(f"step-{step}")
+        # Before a checkpoint names it, so that none ever names one that was removed.
+        self._pin_kept(snapshot.uuid)
+        return asdict(snapshot)
+
+    def _pin_kept(self, *more: str) -> None:
+        """Has the bank keep the snapshots that the kept checkpoints name, and no others for them.
+
+        Of a checkpoint whose snapshot is lost, since the bank's directory was, none is kept.
+        """
+        about = [self._checkpointer.about(step) for step in self._checkpointer.steps()]
+        named = {one.bank["uuid"] for one in about if one.bank} | {*more}
+        there = [one for one in self._bank.snapshots() if one.uuid in named]
+        self._bank.pin(self._pins_of, there)
 
     def _check_incarnation(self, step: int) -> None:
         """Notices a bank that was restarted, and so went on from an earlier state."""
@@ -154,7 +194,12 @@ class RunCheckpointer:
 
     def _begin_makers(self, step: int) -> None:
         if self._runners:
-            run_inline(self._runners, self._watcher, schedule=self._schedule, step=step)
+            try:
+                run_inline(self._runners, self._watcher, schedule=self._schedule, step=step)
+            except AWAY as error:
+                if not self._goes_on_without:
+                    raise
+                _log.warning("makers do not run after step %d: %s", step, error)
         elif self._schedule.is_lockstep and self._remote_makers:
             incarnation = progress.incarnation_of(self._bank)
             progress.tell(self._bank, f"{TRAINER}/0", done_step=step, incarnation=incarnation)

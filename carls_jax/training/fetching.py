@@ -17,6 +17,7 @@ from carls_jax.bank.compact import decoded_rows
 from carls_jax.bank.values import as_keys
 from carls_jax.errors import InvalidInputError
 from carls_jax.keys import PADDING
+from carls_jax.training.away.last_seen import ALL
 from carls_jax.training.held import Found, HeldRows, Keys
 from carls_jax.training.knowledge import Fetched, ages_of, known_of
 from carls_jax.training.placing import place
@@ -108,7 +109,10 @@ class Fetcher:
         rows = decoded_rows(self._spec(last), followed.rows)
         found = held.complete(replace(followed, rows=rows), step=step, as_of=as_of)
         places = found.places.reshape(keys.shape + found.places.shape[1:])
-        return Found(found.rows, places, found.as_of), rows.keys.size
+        num_moved = rows.keys.size
+        if found.as_of_step is not None:
+            num_moved -= int((found.as_of_step < ALL).sum())
+        return replace(found, places=places), num_moved
 
     def _spec(self, planned: Lookup | Update) -> TableSpec:
         return self._bank.table(name_of(planned.table)).spec

@@ -6,7 +6,7 @@ m is the number of distinct keys of a lookup.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from carls_jax.bank import Rows
 from carls_jax.bank.joining import Followed
+from carls_jax.training.away.last_seen import ALL, RememberedRows
 
 Keys = NDArray[np.int64]
 
@@ -27,11 +28,15 @@ class Found:
       places: int `[B, ...]`, which of them each key of the batch stands for.
       as_of: int64 `[m]`, how many of the trainer's own writes the bank had acknowledged when the
         row was looked up.
+      as_of_step: int64 `[m]`, of a row that the bank did not tell but that was seen before, while
+        it was away: the step up to which the bank had acknowledged these writes then. Of others it
+        is the largest integer. None: there are only others.
     """
 
     rows: Rows
     places: NDArray[Any]
     as_of: NDArray[np.int64]
+    as_of_step: NDArray[np.int64] | None = None
 
     @property
     def keys(self) -> Keys:
@@ -96,17 +101,24 @@ class HeldRows:
             parts.append(_at(block.rows, at))
             of_parts.append(block.as_of)
             start, missing = start + at.size, missing[~is_here]
+        as_of_step = None
+        if isinstance(rows, RememberedRows):
+            as_of_step = np.concatenate([rows.as_of, np.full(start - rows.keys.size, ALL)])
         self._keep(rows, step=step, as_of=as_of)
         sizes = [part.keys.size for part in parts]
         if start > rows.keys.size:
             rows = _mapped(parts, np.concatenate)
-        return Found(rows, position.take(followed.places), np.repeat(np.array(of_parts), sizes))
+        places = position.take(followed.places)
+        return Found(rows, places, np.repeat(np.array(of_parts), sizes), as_of_step)
 
     def _keep(self, rows: Rows, *, step: int, as_of: int) -> None:
         if self._num_steps == 1:
             return
-        if not rows.found.all():
-            rows = _at(rows, np.flatnonzero(rows.found))
+        is_told = rows.found
+        if isinstance(rows, RememberedRows):  # the bank may be back for the next step
+            is_told = is_told & (rows.as_of == ALL)
+        if not is_told.all():
+            rows = _at(rows, np.flatnonzero(is_told))
         self._blocks.append(_Block(step, as_of, rows))
 
     def forget(self) -> None:
@@ -133,11 +145,11 @@ def _mapped(parts: Sequence[Rows], join: Callable[[list[NDArray[Any]]], NDArray[
     def joined(by_field: Callable[[Rows], Any]) -> dict[str, NDArray[Any]]:
         return {name: join([by_field(part)[name] for part in parts]) for name in by_field(first)}
 
-    return replace(
-        first,
+    return Rows(
         keys=join([part.keys for part in parts]),
         values=joined(lambda part: part.values),
         found=join([part.found for part in parts]),
         present={},
         metadata={"step": joined(lambda part: part.metadata["step"])},
+        sources=first.sources,
     )

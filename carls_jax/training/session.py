@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -15,10 +16,12 @@ import jax
 
 from carls_jax import hooks
 from carls_jax.bank import Bank
-from carls_jax.errors import InvalidInputError
+from carls_jax.errors import BankUnavailableError, InvalidInputError
 from carls_jax.makers import MakerRunner
 from carls_jax.metrics import MetricsWriter
 from carls_jax.training import processes
+from carls_jax.training.away import outlast
+from carls_jax.training.away.absence import AWAY
 from carls_jax.training.behind import behind_of
 from carls_jax.training.checkpointing import RunCheckpointer
 from carls_jax.training.fetching import Fetcher
@@ -31,6 +34,8 @@ from carls_jax.training.session_config import SessionConfig
 from carls_jax.training.staleness import Staleness
 from carls_jax.training.writes import Writes
 
+_log = logging.getLogger(__name__)
+
 
 class Session:
     """Connects one training loop to the bank, its checkpoints and its makers.
@@ -39,7 +44,8 @@ class Session:
     and all methods are called from its thread. Made by `carls_jax.session`, or by the launcher.
 
     Attributes:
-      bank: Where the knowledge is. It stays open.
+      bank: Where the knowledge is; its lookups and writes, and those of hooks that are given its
+        tables, do as `config.when_away` says while it is away. The bank itself stays open.
       workdir: Directory of the run; checkpoints go to `workdir/checkpoints`.
       config: How training loop and makers work together.
       metrics: Where metrics go; also for numbers of one's own, such as an evaluation's.
@@ -60,16 +66,25 @@ class Session:
         remote_makers: Mapping[str, int] | None = None,
         metrics: MetricsWriter,
     ) -> None:
-        self.bank = bank
+        self._outlasting = outlast(bank, config.when_away)
+        self._outlasting.as_of = lambda: self._writes.acknowledged_step
+        self._banks = (bank, self._outlasting)  # hooks may use tables of either
+        self.bank: Bank = self._outlasting
         self.workdir = workdir
         self.config = config
         self.metrics = metrics
         self._checkpointer = RunCheckpointer(
-            bank, workdir, config, runners=runners, remote_makers=remote_makers or {}
+            self.bank, workdir, config, runners=runners, remote_makers=remote_makers or {}
         )
         self._reader = self._executor("carls-look-ahead")
         self._writer = self._executor("carls-writes")
-        self._writes = Writes(bank, self._writer, max_pending=config.max_pending_writes)
+        self._writes = Writes(
+            self.bank,
+            self._writer,
+            max_pending=config.max_pending_writes,
+            is_settled=lambda: self._outlasting.is_settled,
+        )
+        self._num_skipped = 0  # checkpoints, since the bank was away
         self._plan: Mapping[str, Lookup] = {}
         self._write_plan: Mapping[str, Update] = {}
         self._sharding: jax.sharding.Sharding | None = None
@@ -96,6 +111,21 @@ class Session:
     def staleness(self) -> Staleness:
         """How old all was that the steps so far read."""
         return self._meter.staleness
+
+    @property
+    def absences(self) -> dict[str, float]:
+        """What it has cost so far that the bank was away, as numbers by name; {} if it never was.
+
+        "times" and "seconds" that the loop went on without the bank, or waited for it; and with the
+        policy "last_seen": "rows_last_seen", the rows, one for each lookup of one, that were
+        answered as they were seen last, and "rows_never_seen" that were not; "changes_kept",
+        "changes_dropped" (with "rows_dropped") and "changes_refused" of the loop's updates and
+        pushes; and "checkpoints_skipped".
+        """
+        totals = self._outlasting.totals()
+        if not totals.get("times"):
+            return {}
+        return {**totals, "checkpoints_skipped": self._num_skipped}
 
     def begin(self, state: Any) -> Any:
         """Resumes the run in the work directory, or starts it with `state`.
@@ -227,6 +257,7 @@ class Session:
             is sent.
         """
         targets = self._at(step).fetched.targets
+        self._outlasting.check()
 
         def send() -> None:
             self._writes.send(step, outputs, self._write_plan, targets, sharding=self._sharding)
@@ -241,32 +272,65 @@ class Session:
         return place(tree, self._sharding)
 
     def flush(self) -> None:
-        """Waits until the bank has acknowledged all writes; raises the first error of any."""
+        """Waits until the bank has acknowledged all writes; raises the first error of any.
+
+        If the bank is away it waits for it, and raises BankUnavailableError as `when_away` says.
+        """
         self._writes.flush()
         jax.effects_barrier()  # what hooks write inside jit
-        hooks.check(self.bank)
+        self._outlasting.settle()
+        for bank in self._banks:
+            hooks.check(bank)
 
     def checkpoint(self, step: int, state: Any) -> bool:
         """Saves state and bank together if a checkpoint is due after `step`; says whether it was.
 
-        One is due every `period_steps` and after step `num_steps`.
+        One is due every `period_steps` and after step `num_steps`. A checkpoint names a snapshot of
+        the bank. So while the bank is away this waits; with the policy "last_seen" the checkpoint
+        is skipped, which is logged and counted, but for the last one, which waits.
 
         Raises:
           InvalidInputError: `step` is not the present step.
           BankError: In lockstep: the bank lost changes since the last checkpoint.
         """
         self._at(step)
-        if step % self.config.period_steps and step != self._last_step:
+        is_last = step == self._last_step
+        if step % self.config.period_steps and not is_last:
             return False
-        self._save(step, state)
-        return True
+        if is_last or self.config.when_away.policy != "last_seen":
+            self._save(step, state)
+            return True
+        return self._save_unless_away(step, state)
 
     def _save(self, step: int, state: Any) -> None:
         jax.block_until_ready(state)  # then all hooks of this step have begun, and flush sees them
+        self._outlasting.settle(be_back=True)
         self.flush()
         self._checkpointer.save(step, state, position=self._position)
         if self._ahead:
             self._ahead.refetch()
+
+    def _save_unless_away(self, step: int, state: Any) -> bool:
+        """Saves a checkpoint; or does not, and says so, if the bank of any process is away."""
+        jax.block_until_ready(state)
+        error: BaseException | None = None
+        try:
+            if any(processes.gathered(self._outlasting.is_away)):
+                raise BankUnavailableError("the bank is away")
+            try:
+                self.flush()
+            except AWAY as away:
+                error = away
+            if any(processes.gathered(error is not None)):
+                raise error or BankUnavailableError("the bank is away from another process")
+            self._checkpointer.save(step, state, position=self._position)
+        except AWAY as away:
+            self._num_skipped += 1
+            _log.warning("no checkpoint is saved after step %d: %s", step, away)
+            return False
+        if self._ahead:
+            self._ahead.refetch()
+        return True
 
     def log(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
         """Writes metrics, beside the ages of what was read, if a line is due after `step`.
@@ -276,7 +340,11 @@ class Session:
         """
         if step % self.config.log_every_steps and step != self._last_step:
             return
-        own = {**self._meter.take_line(), **self._writes.take_line(step)}
+        own = {
+            **self._meter.take_line(),
+            **self._writes.take_line(step),
+            **self._outlasting.take_line(),
+        }
         self.metrics.write(step, {**(metrics or {}), **own})
 
     def close(self) -> None:
@@ -284,6 +352,7 @@ class Session:
         try:
             self.flush()
         finally:
+            self._outlasting.close()
             self._reader.shutdown(cancel_futures=True)
             self._writer.shutdown()
             self._checkpointer.close()
@@ -297,6 +366,8 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None:
+            self._outlasting.close()  # the error is not to wait for a bank that is away
         try:
             self.close()
         except Exception as further:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from carls_jax.errors import ConfigError
 from carls_jax.makers import Schedule, asynchronous
+from carls_jax.training.away import WhenAway
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class SessionConfig:
       log_every_steps: Steps between lines of metrics.
       max_pending_writes: Steps whose writes may be under way before a step waits for the oldest.
       lockstep_timeout_s: How long a step in lockstep waits for the makers, in seconds.
+      when_away: What the training loop does when the bank is away; in lockstep it waits or fails.
     """
 
     schedule: Schedule = field(default_factory=asynchronous)
@@ -28,6 +30,7 @@ class SessionConfig:
     log_every_steps: int = 50
     max_pending_writes: int = 4
     lockstep_timeout_s: float = 600.0
+    when_away: WhenAway = field(default_factory=WhenAway)
 
     def __post_init__(self) -> None:
         for name in ("checkpoint_every_steps", "log_every_steps", "max_pending_writes"):
@@ -37,6 +40,11 @@ class SessionConfig:
             raise ConfigError(f"checkpoints_kept={self.checkpoints_kept}: allowed is 5 and more")
         if self.lockstep_timeout_s <= 0:
             raise ConfigError(f"lockstep_timeout_s={self.lockstep_timeout_s}: give a positive time")
+        if self.schedule.is_lockstep and self.when_away.policy == "last_seen":
+            raise ConfigError(
+                "when_away.policy='last_seen': in lockstep a step sees the rows of its checkpoint "
+                "and no others; allowed are 'wait' and 'fail'"
+            )
         delay = self.schedule.delay
         if isinstance(delay, int) and delay >= self.checkpoints_kept:
             raise ConfigError(

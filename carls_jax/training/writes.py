@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -14,12 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carls_jax.bank import Bank
-from carls_jax.bank.changes import NO_KEYS
+from carls_jax.bank.changes import NO_KEYS, NO_STEP
 from carls_jax.errors import InvalidInputError, ShapeError
 from carls_jax.keys import PADDING
 from carls_jax.training.held import Found, Keys
 from carls_jax.training.placing import OwnRows, own_rows
 from carls_jax.training.plan import Push, Update, name_of
+
+# Sendings of which it is known what each wrote; before them, that of several together.
+_MAX_RECENT = 128
 
 
 @dataclass(frozen=True)
@@ -42,20 +46,32 @@ class Writes:
       bank: Where to.
       executor: Where to send from; it must run its tasks in order.
       max_pending: Sendings that may be under way before `send` waits for the oldest.
+      is_settled: Tells whether all has been acknowledged that the bank object has taken; one that
+        outlasts its bank takes more.
 
     Attributes:
       acknowledged: The bank has acknowledged all sendings up to this number, but for those that
-        failed.
+        failed or were dropped.
+      acknowledged_step: The step of the last of them; -1: there is none.
     """
 
-    def __init__(self, bank: Bank, executor: Executor, *, max_pending: int) -> None:
+    def __init__(
+        self,
+        bank: Bank,
+        executor: Executor,
+        *,
+        max_pending: int,
+        is_settled: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._bank = bank
         self._executor = executor
         self._max_pending = max_pending
+        self._is_settled = is_settled
         self._pending: deque[Future[None]] = deque()
         self._num_sent = 0
         self._recent: deque[_Sent] = deque()
         self.acknowledged = 0
+        self.acknowledged_step = NO_STEP
         self._took_s: deque[float] = deque()  # of sendings that no line has told yet
 
     @property
@@ -114,6 +130,7 @@ class Writes:
         self._num_sent += 1
         sent = _Sent(self._num_sent, step, time.monotonic(), _written(outputs, writes, targets))
         self._recent.append(sent)
+        self._shorten_recent()
         self._pending.append(self._executor.submit(self._send, sent, outputs, writes, own, parts))
         while len(self._pending) > self._max_pending or (self._pending and self._pending[0].done()):
             self._pending.popleft().result()
@@ -141,6 +158,9 @@ class Writes:
             place = np.minimum(np.searchsorted(keys, rows.keys), keys.size - 1)
             is_later &= (keys[place] == rows.keys) & (rows.keys != PADDING)
             behind[is_later] = now - sent.step
+        if found.as_of_step is not None:
+            unseen = now - 1 - found.as_of_step  # from the first step that may be lacking
+            behind = np.maximum(behind, unseen.clip(0, now)).astype(np.int32)
         if rows.found.ndim == 2:
             is_own = np.array([name == self._bank.source for name in rows.sources], np.int32)
             behind = behind[:, None] * is_own[None, :]
@@ -150,6 +170,18 @@ class Writes:
         """Lets go of which rows were written by the sendings up to a number."""
         while self._recent and self._recent[0].number <= number:
             self._recent.popleft()
+
+    def _shorten_recent(self) -> None:
+        """Joins what pairs of sendings wrote, as if all were from the older; so it stays bounded.
+
+        While the bank is away none is acknowledged, and so none is forgotten.
+        """
+        if len(self._recent) <= _MAX_RECENT:
+            return
+        newest = [self._recent.pop() for _ in range(_MAX_RECENT // 2)]
+        older, pairs = list(self._recent), itertools.zip_longest
+        self._recent = deque(_joined(*pair) for pair in pairs(older[::2], older[1::2]))
+        self._recent.extend(reversed(newest))
 
     def _send(
         self,
@@ -171,8 +203,20 @@ class Writes:
                 table.push(keys.ravel(), values, step=sent.step, combine=write.combine)
             else:
                 table.update(keys.ravel(), values, step=sent.step)
-        self.acknowledged = sent.number
+        if self._is_settled():
+            self.acknowledged, self.acknowledged_step = sent.number, sent.step
         self._took_s.append(time.monotonic() - sent.began_at)
+
+
+def _joined(older: _Sent, newer: _Sent | None) -> _Sent:
+    """Returns both as one, which is as old as the older and as long to be acknowledged as both."""
+    if newer is None:
+        return older
+    keys = {
+        place: np.union1d(older.keys.get(place, NO_KEYS), newer.keys.get(place, NO_KEYS))
+        for place in (*older.keys, *newer.keys)
+    }
+    return replace(older, number=newer.number, keys=keys)
 
 
 def _written(

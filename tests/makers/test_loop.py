@@ -427,7 +427,7 @@ class Called(RemoteBank):
     """Is a bank that counts the changes which are sent to it."""
 
     def __init__(self, address: str, *, source: str) -> None:
-        super().__init__(address, source=source)
+        super().__init__(address, source=source, timeout_s=2.0)
         self.changes = Calls()
 
     def apply(self, change: Change) -> Applied:

@@ -62,6 +62,7 @@ def test_other_signatures_are_refused_with_the_two_that_work(function) -> None:
         ({"writes": {}}, r"writes=\{\}: give"),
         ({"writes": {"nodes": ()}}, r"writes=.*nodes.*: give"),
         ({"writes": WRITES, "batch_size": 0}, "batch_size=0: at least 1"),
+        ({"writes": WRITES, "blend": 1.0}, "blend=1.0: allowed are numbers from 0 to below 1"),
         ({"writes": {"nodes": "label", "edges": "weight"}}, "one table, not nodes, edges"),
     ],
 )

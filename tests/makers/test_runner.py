@@ -69,6 +69,19 @@ class TestRefresh:
         assert set(rows.source["label"]) == {"fast/0"}
         assert MakerRunner(weigh, bank).refresh(checkpoint(50)).values_kept == 0  # ties win
 
+    def test_a_maker_that_blends_writes_moving_averages(self, bank, checkpoint) -> None:
+        smooth = maker(writes={"nodes": "label"}, name="smooth", blend=0.75)(weigh.function)
+        for step in (40, 80):
+            MakerRunner(smooth, bank).refresh(checkpoint(step))
+        label = bank.table("nodes").lookup(IDS)["label"]
+        np.testing.assert_array_equal(label, [50, 50, 50, -50, -50])  # 0.75 * 40 + 0.25 * 80
+
+    def test_integers_are_not_blended(self, bank, checkpoint) -> None:
+        bank.table(TableSpec("counts", {"n": Field(dtype="int64")}))
+        counting = maker(writes={"counts": "n"}, name="counting", blend=0.5)(lambda ctx: iter([]))
+        with pytest.raises(DtypeError, match="field 'n' of table 'counts' is int64"):
+            MakerRunner(counting, bank).refresh(checkpoint(1))
+
     def test_several_tables_are_named_in_the_blocks(self, bank, checkpoint) -> None:
         bank.table(TableSpec("edges", {"weight": Field()}, keys="str"))
         writes = {"nodes": ("label", "score"), "edges": "weight"}

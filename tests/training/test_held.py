@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from carls_jax.bank import Bank, Field, TableSpec
+from carls_jax.bank import Bank, BankServer, Field, LocalBank, TableSpec, connect
 from carls_jax.bank.initializers import constant
 from carls_jax.metrics import Amount
-from carls_jax.training import Lookup
+from carls_jax.training import Lookup, WhenAway, outlast
 from carls_jax.training.fetching import Fetcher
 
+DEADLINE_S = 60.0
 NODES = TableSpec(
     "nodes",
     {"z": Field((2,), init=constant(0.5)), "neighbors": Field((2,), dtype="int64")},
@@ -240,3 +242,28 @@ def test_while_nobody_writes_what_is_shared_is_what_is_there(bank: Bank, depth: 
             assert_array_equal(found.found[name].keys, expected.found[name].keys)
         assert sorted(found.ages) == sorted(expected.ages)
     assert (spared > 0) == (depth > 1)
+
+
+def test_rows_of_before_are_asked_for_again_as_soon_as_the_bank_is_back(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/bank.sock"
+    with LocalBank() as held, BankServer(held, address) as server:
+        write(held, range(10), 0.0, step=0)
+        with connect(address, timeout_s=0.6) as bank:
+            bank.wait_ready(DEADLINE_S)
+            outlasting = outlast(bank, WhenAway("last_seen"))
+            fetcher = Fetcher({"own": OWN}, {}, outlasting, depth=3)
+            assert values(fetcher, 1, 1, 2) == [0.0, 0.0]
+            fetcher.forget()
+            server.stop(0)
+            found = fetcher(ids(1, 2, 3), 2)
+            assert found.known["own"].mask.tolist() == [True, True, False]
+            assert found.num_moved == 0
+            assert_array_equal(found.found["own"].as_of_step, [-1, -1, -1])
+            write(held, [1, 2, 3], 7.0, step=2)
+            with BankServer(held, address):
+                outlasting.settle(be_back=True)
+                again = fetcher(ids(1, 2, 3), 3)
+                assert again.known["own"]["z"][..., 1].tolist() == [7.0, 7.0, 7.0]
+                assert again.found["own"].as_of_step is None
+                assert again.num_moved == 3
+            outlasting.close()

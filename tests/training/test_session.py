@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from carls_jax.errors import (
     TableNotFoundError,
 )
 from carls_jax.metrics import MetricsWriter
+from carls_jax.training import WhenAway
 
 DEADLINE_S = 10.0
 
@@ -439,12 +440,13 @@ def test_an_error_of_a_hook_is_raised_before_a_checkpoint(local_bank: Bank, tmp_
         session.close()
 
 
-def test_a_bank_that_is_away_ends_the_loop(tmp_path: Path) -> None:
+def test_a_bank_that_is_away_ends_the_loop_if_it_shall(tmp_path: Path) -> None:
+    config = carls.SessionConfig(carls.lockstep(every_steps=100), when_away=WhenAway("fail"))
     with LocalBank(tmp_path / "bank") as held, MetricsWriter(tmp_path, "trainer-0") as metrics:
         server = BankServer(held, f"unix:{tmp_path}/socket")
         with carls.connect(server.address, source="trainer", timeout_s=0.3) as bank:
             bank.table(COUNTS)
-            with carls.Session(bank, tmp_path, LOCKSTEP, metrics=metrics) as session:
+            with carls.Session(bank, tmp_path, config, metrics=metrics) as session:
                 session.begin(STATE)
                 steps = session.look_ahead(BATCHES, PLAN, writes=WRITES)
                 step, _, _ = next(steps)
@@ -453,6 +455,102 @@ def test_a_bank_that_is_away_ends_the_loop(tmp_path: Path) -> None:
                     session.write(step, ADD_ONE)
                 with pytest.raises(BankUnavailableError):
                     list(steps)
+
+
+@pytest.fixture
+def last_seen(tmp_path: Path) -> Iterator[tuple[carls.Session, Callable[[bool], None]]]:
+    """Gives a session that goes on without its bank, and what stops and starts the server."""
+    config = carls.SessionConfig(
+        when_away=WhenAway("last_seen"), checkpoint_every_steps=2, log_every_steps=1
+    )
+    with LocalBank(tmp_path / "bank") as held, ExitStack() as servers:
+        address = f"unix:{tmp_path}/socket"
+        server = servers.enter_context(BankServer(held, address))
+
+        def serve(is_there: bool) -> None:
+            if is_there:
+                servers.enter_context(BankServer(held, address))
+            else:
+                server.stop(0)
+
+        held.table(COUNTS).push([0, 1], {"n": [0.0, 0.0]}, step=0)
+        with (
+            carls.connect(address, source="trainer", timeout_s=0.6) as bank,
+            MetricsWriter(tmp_path / "metrics", "trainer-0") as metrics,
+        ):
+            bank.wait_ready(DEADLINE_S)
+            with carls.Session(bank, tmp_path, config, metrics=metrics) as session:
+                yield session, serve
+
+
+def test_a_loop_goes_on_without_its_bank_and_nothing_of_it_is_silent(
+    last_seen: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    session, serve = last_seen
+    state = session.begin(STATE)
+    told, saved = [], []
+    for step, _, know in session.look_ahead(BATCHES, PLAN, depth=1, writes=WRITES, num_steps=6):
+        own = know["own"]
+        told.append([float(own["n"][0]), int(own.age["n"][0]), int(own.behind["n"][0])])
+        session.write(step, ADD_ONE)
+        if step < 3:
+            session.flush()
+        if step == 3:
+            serve(False)
+        if step in (4, 5):
+            session._writes.flush()  # until they are kept
+        if step == 6:
+            serve(True)
+        session.log(step)
+        saved.append(session.checkpoint(step, state))
+
+    # From step 4 on rows are as they were for step 3, which had the pushes of the steps 1 and 2.
+    assert told[:3] == [[0.0, 1, 0], [1.0, 1, 0], [2.0, 1, 0]]
+    assert [one[0] for one in told[4:]] == [told[3][0]] * 2
+    assert [age for _, age, _ in told[4:]] == [told[3][1] + 1, told[3][1] + 2]
+    assert told[4][2] >= 2
+    assert told[5][2] == told[4][2] + 1
+    assert saved == [False, True, False, False, False, True]
+    assert "no checkpoint is saved after step 4: " in caplog.text
+    absences = session.absences
+    assert absences["times"] == 1
+    assert absences["checkpoints_skipped"] == 1
+    assert absences["changes_dropped"] == 0
+    assert absences["rows_last_seen"] >= 2 * 2
+    lines = metrics_of(tmp_path)
+    assert not any(name.startswith("away/") for name in lines[0])
+    assert sum(line.get("away/times", 0) for line in lines) == 1
+    assert lines[4]["away/rows_last_seen"] == 2
+    assert lines[4]["away/changes_waiting"] >= 2
+    # The last checkpoint waited for the bank, which has got all pushes.
+    assert_array_equal(session.bank.table("counts").lookup([0, 1])["n"], [6.0, 6.0])
+
+
+def test_an_error_of_the_loop_does_not_wait_for_a_bank_that_is_away(last_seen: Any) -> None:
+    session, serve = last_seen
+    session.begin(STATE)
+    for step, _, _ in session.look_ahead(BATCHES, PLAN, writes=WRITES, num_steps=1):
+        serve(False)
+        session.write(step, ADD_ONE)
+    with pytest.raises(KeyError, match="mine") as caught, session:
+        raise KeyError("mine")
+    # The push was under way, or was kept already.
+    is_told = any("BankUnavailableError" in note for note in getattr(caught.value, "__notes__", ()))
+    assert is_told or session.absences["changes_dropped"] == 1
+
+
+def test_a_bank_that_waits_is_the_default_and_costs_nothing_else(
+    open_session: Open, tmp_path: Path
+) -> None:
+    with open_session() as session:
+        session.begin(STATE)
+        for step, _, _ in session.look_ahead(BATCHES, PLAN, writes=WRITES):
+            session.write(step, ADD_ONE)
+            session.log(step)
+        session.flush()
+        assert session.config.when_away.policy == "wait"
+        assert session.absences == {}
+    assert not any("away/times" in line for line in metrics_of(tmp_path))
 
 
 def test_in_lockstep_a_bank_that_was_put_back_ends_the_run(open_session: Open) -> None:

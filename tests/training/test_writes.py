@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from carls_jax.bank import Bank, Field, Rows, TableSpec
 from carls_jax.bank.optimizers import optimizer
 from carls_jax.errors import InvalidInputError, NonFiniteError
 from carls_jax.training import Push, Update
+from carls_jax.training.away.last_seen import ALL
 from carls_jax.training.held import Found
 from carls_jax.training.look_ahead import InlineExecutor
 from carls_jax.training.writes import Writes
@@ -206,3 +208,44 @@ def test_a_line_tells_how_far_writes_lag(local_bank: Bank) -> None:
         line = writes.take_line(8)
     assert (line["pending_writes"], line["write_lag_steps"]) == (0, 0)
     assert line["write_s"] > 0
+
+
+def test_rows_that_were_remembered_lack_all_since_they_were_seen(writes: Writes) -> None:
+    of = found([1, 2, 3], as_of=[2, 2, 1])
+    of = replace(of, as_of_step=np.array([3, ALL, 5]))
+    # As of step 3 row 1 may lack what step 4 wrote and later ones did; row 2 was just told; row 3
+    # lacks what step 7 wrote, and may lack what step 6 did.
+    told = writes.behind("nodes", "score", of, now=10)
+    assert_array_equal(told, np.array([6, 0, 4], np.int32), strict=True)
+
+
+def test_what_the_bank_object_keeps_is_not_acknowledged(local_bank: Bank) -> None:
+    local_bank.table(NODES)
+    is_settled = False
+    writes = Writes(local_bank, InlineExecutor(), max_pending=4, is_settled=lambda: is_settled)
+    output = {"score": np.ones(2)}
+    for step in (5, 6):
+        writes.send(step, output, PLAN, {"score": np.array([step, 1])})
+    assert (writes.acknowledged, writes.acknowledged_step) == (0, -1)
+    is_settled = True
+    writes.send(7, output, PLAN, {"score": np.array([7, 1])})
+    assert (writes.acknowledged, writes.acknowledged_step) == (3, 7)
+
+
+def test_what_is_not_acknowledged_for_long_is_known_in_part(local_bank: Bank) -> None:
+    local_bank.table(NODES)
+    writes = Writes(local_bank, InlineExecutor(), max_pending=4, is_settled=lambda: False)
+    for step in range(1, 1001):
+        keys = np.array([step, step % 10 + 5000])
+        writes.send(step, {"score": np.ones(2)}, PLAN, {"score": keys})
+    assert len(writes._recent) <= 128
+    behind = writes.behind("nodes", "score", found([*range(1, 1001)], as_of=[0] * 1000), now=1001)
+    exact = 1001 - np.arange(1, 1001)
+    assert (behind >= exact).all()  # never less than it is
+    assert (behind <= 1000).all()
+    assert sum(keys.size for sent in writes._recent for keys in sent.keys.values()) <= 3000
+    assert_array_equal(behind[-64:], exact[-64:])
+    assert_array_equal(
+        writes.behind("nodes", "score", found([5000, 4999], as_of=[0, 0]), now=1001) > 900,
+        [True, False],
+    )
