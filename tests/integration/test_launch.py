@@ -111,6 +111,10 @@ def test_a_launch_over_tcp_with_shards_and_workers_outlives_the_kill_of_one(tmp_
         rows = bank.table("numbers").lookup(range(8), metadata=("source",))
         np.testing.assert_array_equal(rows["triple"], 3 * np.arange(8))
         assert set(rows.source["triple"]) == {"each/0", "each/1"}
+    token = tmp_path / "token"
+    secret = token.read_bytes().strip()
+    holding = [one for one in tmp_path.rglob("*") if one.is_file() and secret in one.read_bytes()]
+    assert holding == [token]
 
 
 def test_a_launched_run_can_be_looked_at_and_ctrl_c_leaves_no_process(tmp_path, start):

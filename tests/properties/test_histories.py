@@ -6,6 +6,7 @@ Changes are kept as bytes, as a journal would keep them.
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from carls_jax.bank.schedules import schedule
 from carls_jax.bank.shard import Shard
 from carls_jax.bank.snapshots import SnapshotContent, SnapshotStore
 from carls_jax.bank.specs import Field, TableSpec
-from carls_jax.errors import BankFullError, CarlsError
+from carls_jax.errors import BankFullError, CarlsError, InvalidInputError, SpecMismatchError
 
 RATE = schedule("cosine_decay", init_value=0.3, decay_steps=9)
 ADAM = optimizer("adam", learning_rate=RATE, clip_row_norm=2.0)
@@ -41,6 +42,23 @@ SPECS = [
     TableSpec("said", FIELDS, per_source=True, max_rows=20),
 ]
 FIRST = [changes.create_table(spec) for spec in SPECS]
+ADDED = {
+    "m": Field((2,), init=normal(1.0), optimizer=ADAGRAD, lazy=Lazy()),
+    "c": Field((3,), init=uniform(0.0, 1.0), compact="bfloat16", group="h", history=2),
+}
+# What alters a table: other hyper-parameters, added fields, another number of rows.
+OTHERS: list[dict[str, Any]] = [
+    {
+        "fields": {
+            **FIELDS,
+            "b": Field(optimizer=optimizer("adagrad", learning_rate=9.0), group="g"),
+        }
+    },
+    {"fields": {**FIELDS, "m": ADDED["m"]}},
+    {"fields": {**FIELDS, **ADDED}},
+    {"max_rows": 14},
+    {"fields": {**FIELDS, **ADDED}, "max_rows": 9},
+]
 
 # A header and the arrays, each as dtype, shape and bytes.
 Kept = tuple[bytes, dict[str, tuple[str, tuple[int, ...], bytes]]]
@@ -86,7 +104,17 @@ def any_change(draw: st.DrawFn) -> Change:
     }
     kinds: dict[str, Any] = {
         "create": lambda: changes.create_rows(table, keys, by=by),
-        "update": lambda: changes.update(table, keys, values, by=by, if_newer=draw(st.booleans())),
+        "update": lambda: changes.update(
+            table,
+            keys,
+            values,
+            by=by,
+            if_newer=draw(st.sampled_from([False, True, names[:1], names])),
+            blend=0.0 if "n" in names else draw(st.sampled_from([0.0, 0.3, 0.9])),
+        ),
+        "alter": lambda: changes.alter(
+            replace(SPECS[table == "said"], **draw(st.sampled_from(OTHERS)))
+        ),
         "push": lambda: changes.push(
             table,
             keys,
@@ -113,15 +141,15 @@ def apply_all(shard: Shard, history: list[Kept]) -> list[str]:
     for one in history:
         try:
             answers.append(str(shard.apply(read_back(one))))
-        except BankFullError as error:
+        except (BankFullError, SpecMismatchError, InvalidInputError) as error:
             answers.append(repr(error))
     return answers
 
 
 def state_of(shard: Shard) -> dict[str, Any]:
     """Returns all that a shard keeps, each row's columns as bytes; slots do not count."""
-    with shard.frozen() as (images, clocks, sequence):
-        state: dict[str, Any] = {"clocks": clocks, "sequence": sequence}
+    with shard.frozen() as (images, clocks, sequence, clients):
+        state: dict[str, Any] = {"clocks": clocks, "sequence": sequence, "clients": clients}
         for image in images:
             columns = {
                 name: np.empty((image.num_rows, *column.shape[1:]), column.dtype)
@@ -130,15 +158,15 @@ def state_of(shard: Shard) -> dict[str, Any]:
             image.read(columns)
             order = np.lexsort([columns.get("author", columns["key"]), columns["key"]])
             rows = {name: column[order].tobytes() for name, column in columns.items()}
-            state[image.spec.name] = (image.num_rows, image.names, rows)
+            state[image.spec.name] = (image.spec, image.num_rows, image.names, rows)
     return state
 
 
 def through_a_snapshot(shard: Shard, directory: str) -> SnapshotContent:
     store = SnapshotStore(Path(directory), bank_id="b")
     identity = SnapshotIdentity("b", "s", "0" * 32)
-    with shard.frozen() as (images, clocks, sequence):
-        store.write(identity, images, clocks=clocks, sequence=sequence)
+    with shard.frozen() as (images, clocks, sequence, clients):
+        store.write(identity, images, clocks=clocks, sequence=sequence, clients=clients)
     return store.read(identity)
 
 

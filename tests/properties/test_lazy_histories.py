@@ -17,12 +17,12 @@ from numpy.testing import assert_array_equal
 from carls_jax.bank import changes
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank.changes import Change, author
-from carls_jax.bank.flush_timer import FlushTimer
 from carls_jax.bank.lazy import Lazy
 from carls_jax.bank.optimizers import optimizer
 from carls_jax.bank.schedules import schedule
 from carls_jax.bank.shard import Shard
 from carls_jax.bank.specs import Field, TableSpec
+from carls_jax.bank.upkeep import Upkeep
 from tests.properties.test_histories import Kept, kept, read_back, state_of
 
 RATE = schedule("cosine_decay", init_value=0.3, decay_steps=9)
@@ -154,7 +154,7 @@ def test_how_many_rows_are_flushed_at_once_makes_no_difference(run: list[Act], s
 def test_a_run_with_readers_writers_and_a_timer_is_told_by_its_changes() -> None:
     """Threads push, update, look up and scan while a timer flushes."""
     shard = Recording(0.001)
-    timer = FlushTimer(shard)
+    timer = Upkeep(shard)
     timer.wake()
     failures: list[BaseException] = []
 
