@@ -12,11 +12,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from carls_jax.bank import Bank, Field, Lazy, LocalBank, Rows, Table, TableSpec, open_snapshot
+    from carls_jax.bank import (
+        Bank,
+        Field,
+        Lazy,
+        Limit,
+        LocalBank,
+        Rows,
+        Table,
+        TableSpec,
+        open_snapshot,
+    )
     from carls_jax.bank import initializers as init
     from carls_jax.bank.connect import connect
     from carls_jax.bank.optimizers import optimizer
     from carls_jax.bank.schedules import schedule
+    from carls_jax.bank.tls import Tls
     from carls_jax.checkpoints import predictor
     from carls_jax.launch.experiment import Experiment
     from carls_jax.makers import Context, asynchronous, lockstep
@@ -42,6 +53,7 @@ _HOMES = {
     "Field": "bank",
     "Known": "training",
     "Lazy": "bank",
+    "Limit": "bank",
     "LocalBank": "bank",
     "Lookup": "training",
     "Push": "training",
@@ -51,6 +63,7 @@ _HOMES = {
     "Table": "bank",
     "TableSpec": "bank",
     "Task": "training",
+    "Tls": "bank",
     "TrainerConfig": "training",
     "Update": "training",
     "asynchronous": "makers",
@@ -73,6 +86,7 @@ __all__ = [
     "Field",
     "Known",
     "Lazy",
+    "Limit",
     "LocalBank",
     "Lookup",
     "Push",
@@ -82,6 +96,7 @@ __all__ = [
     "Table",
     "TableSpec",
     "Task",
+    "Tls",
     "TrainerConfig",
     "Update",
     "asynchronous",

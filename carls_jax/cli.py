@@ -16,6 +16,7 @@ from carls_jax.bench import BENCHMARKS
 from carls_jax.configs import unknown
 from carls_jax.errors import CarlsError
 from carls_jax.metrics import installed_version
+from carls_jax.snapshots.options import add_commands as add_snapshots
 
 _Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(subparsers)
     _add_status(subparsers)
     _add_explain(subparsers)
+    add_snapshots(subparsers, _add)
     _add_sweep(subparsers)
     _add_bench(subparsers)
     parser.commands = subparsers.choices
@@ -101,7 +103,7 @@ def _add(
 ) -> argparse.ArgumentParser:
     """Adds the command that is called like the function that it runs."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
-        run.__name__,
+        run.__name__.rstrip("_"),
         help=help,
         description=help,
         epilog=more,
@@ -147,13 +149,15 @@ def _add_bank(subparsers: _Subparsers) -> None:
         commands.bank,
         "Serve a knowledge bank, or one shard of it, until SIGTERM or Ctrl-C.",
         more="For a run: carls-jax bank --workdir runs/a\n"
-        "For several: carls-jax bank --root banks/a --address 127.0.0.1:4747",
+        "For several: carls-jax bank --root banks/a --address 127.0.0.1:4747\n\n"
+        "At host:port clients show a token: that of --token-file, of the variable CARLS_TOKEN_FILE "
+        "or\nCARLS_TOKEN, or one kept in the file 'token' of the workdir or root.",
     )
     parser.add_argument(
         "--workdir", type=Path, help="directory of a run: where its makers and trainer look for it"
     )
     parser.add_argument(
-        "--root", type=Path, help="directory of snapshots (default: in the workdir)"
+        "--root", type=Path, help="directory of snapshots and journal (default: in the workdir)"
     )
     parser.add_argument(
         "--address",
@@ -167,6 +171,42 @@ def _add_bank(subparsers: _Subparsers) -> None:
         help="which shard of how many (default: 0/1)",
     )
     parser.add_argument("--bank-id", help="any name, the same for all shards; one shard needs none")
+    parser.add_argument(
+        "--journal",
+        default="process",
+        choices=("off", "process", "fsync"),
+        help="what acknowledged changes outlast: nothing, a kill (default), or a loss of power",
+    )
+    parser.add_argument(
+        "--max-journal-bytes",
+        default=1 << 30,
+        type=int,
+        metavar="BYTES",
+        help="when the journal is longer, a snapshot is taken (default: 1 GiB)",
+    )
+    parser.add_argument(
+        "--max-rows-per-second",
+        type=float,
+        metavar="ROWS",
+        help="what each client may read and write, beside lookups in shared memory (default: all)",
+    )
+    _add_security(parser)
+
+
+def _add_security(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--token-file", type=Path, help="file with the token, made if it is not there (host:port)"
+    )
+    parser.add_argument("--tls-cert", type=Path, help="PEM file: the server's certificate")
+    parser.add_argument("--tls-key", type=Path, help="PEM file: its private key")
+    parser.add_argument(
+        "--tls-client-ca", type=Path, help="PEM file: clients need a certificate that it signed"
+    )
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="serve other machines without TLS: others on the way can read the token and all rows",
+    )
 
 
 def _shard(text: str) -> tuple[int, int]:

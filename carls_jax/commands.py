@@ -33,12 +33,16 @@ def launch(options: Namespace) -> int:
 def bank(options: Namespace) -> int:
     """Serves a bank, or one shard of it."""
     _leave_accelerators()
+    from carls_jax.bank import Tls
+    from carls_jax.launch.securing import Security
     from carls_jax.launch.serving import ServerConfig, address_name, root_of, run_bank
 
     index, count = options.shard
     root, address, workdir = options.root, options.address, options.workdir
     if workdir is None and (root is None or address is None):
         raise ConfigError("give --workdir, or else --root and --address")
+    files = {"ca": options.tls_client_ca, "cert": options.tls_cert, "key": options.tls_key}
+    tls = Tls(**files) if any(files.values()) else None
     run_bank(
         ServerConfig(
             root=root or root_of(workdir, shard_index=index, num_shards=count),
@@ -47,6 +51,10 @@ def bank(options: Namespace) -> int:
             shard_index=index,
             num_shards=count,
             bank_id=options.bank_id,
+            journal=options.journal,
+            max_journal_bytes=options.max_journal_bytes,
+            max_rows_per_s=options.max_rows_per_second,
+            security=Security(options.token_file, tls, options.insecure),
         )
     )
     return 0

@@ -35,12 +35,13 @@ MAY_IMPORT = {
     "launch": {
         *{"errors", "metrics", "configs", "bank", "checkpoints", "makers", "training"},
     },
+    "snapshots": {"errors", "bank", "launch"},
     "bench": {
         *{"errors", "keys", "metrics", "configs", "bank", "hooks", "nn", "checkpoints", "data"},
         *{"makers", "training", "launch"},
     },
     "commands": {"errors", "bank", "launch", "bench"},
-    "cli": {"errors", "metrics", "configs", "commands", "bench"},
+    "cli": {"errors", "metrics", "configs", "snapshots", "commands", "bench"},
 }
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 # Tests of more than a module: of how several work together, or of what a library does.
@@ -52,6 +53,7 @@ ABOUT_MORE = {
     "launch/test_signals.py",
     "test_architecture.py",
     "test_readme.py",
+    "test_security.py",
 }
 
 PUBLIC = [
@@ -61,6 +63,7 @@ PUBLIC = [
     "Field",
     "Known",
     "Lazy",
+    "Limit",
     "LocalBank",
     "Lookup",
     "Push",
@@ -70,6 +73,7 @@ PUBLIC = [
     "Table",
     "TableSpec",
     "Task",
+    "Tls",
     "TrainerConfig",
     "Update",
     "asynchronous",

@@ -11,6 +11,7 @@ from carls_jax.bank.interface import (
     TableStats,
 )
 from carls_jax.bank.lazy import Lazy
+from carls_jax.bank.limits import Limit
 from carls_jax.bank.local import LocalBank
 from carls_jax.bank.opening import open_snapshot
 from carls_jax.bank.remote import RemoteBank
@@ -19,6 +20,7 @@ from carls_jax.bank.server import BankServer
 from carls_jax.bank.sharded import ShardedBank
 from carls_jax.bank.specs import Field, TableSpec
 from carls_jax.bank.table import Table
+from carls_jax.bank.tls import Tls
 
 __all__ = [
     "Applied",
@@ -29,6 +31,7 @@ __all__ = [
     "Change",
     "Field",
     "Lazy",
+    "Limit",
     "LocalBank",
     "RemoteBank",
     "Rows",
@@ -37,6 +40,7 @@ __all__ = [
     "Table",
     "TableSpec",
     "TableStats",
+    "Tls",
     "Written",
     "connect",
     "open_snapshot",

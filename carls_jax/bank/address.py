@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from dataclasses import dataclass
@@ -38,6 +39,17 @@ class Address:
         """
         path = f"{self.path}{SAME_HOST_SUFFIX}"
         return path if self.path and len(os.fsencode(path)) <= MAX_PATH_BYTES else ""
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the address is TCP and, as it is written, within this machine.
+
+        Other names are not looked up: what they stand for may change.
+        """
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host.lower() == "localhost"
 
     def __str__(self) -> str:
         """Writes the address as users and gRPC do."""

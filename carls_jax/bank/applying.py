@@ -4,6 +4,7 @@
 change cannot be applied. The function that it returns applies the change and cannot fail. Between
 the two the change gets its number, so whatever has a number was applied. Neither reads a clock nor
 draws a random number. Both run under the table's `writer` lock, on arrays that nobody else holds.
+`check` is `prepare` without making room for new rows, which a limited table makes in its own way.
 
 n is the number of different keys, without padding, and m that of keys as they came.
 """
@@ -11,6 +12,7 @@ n is the number of different keys, without padding, and m that of keys as they c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,8 @@ from numpy.typing import NDArray
 
 from carls_jax.bank import flushing
 from carls_jax.bank import knowledge_bank_pb2 as pb
-from carls_jax.bank.changes import Change, Keys, check_author
+from carls_jax.bank.blending import blended, check_blend
+from carls_jax.bank.changes import NO_KEYS, Change, Keys, check_author
 from carls_jax.bank.columns import Slots
 from carls_jax.bank.gathering import gather
 from carls_jax.bank.interface import Applied
@@ -28,8 +31,26 @@ from carls_jax.bank.table_shard import TableShard
 from carls_jax.bank.values import check_gradients, check_keys, check_values
 from carls_jax.errors import InvalidInputError
 
+# By reason, what counts the rows that an eviction removed.
+EVICTED = {"limit": "rows_evicted", "expired": "rows_expired"}
+
 Values = Mapping[str, NDArray[Any]]
 Commit = Callable[[], Applied]  # `sequence` is filled in by the shard
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Holds what was found when a change was checked.
+
+    Attributes:
+      commit: Applies the change; cannot fail once there is room for the new rows.
+      new_keys: int64 `[k]`, of the rows that it adds.
+      slots: intp `[n]`, of the rows that it writes; -1 where there is none, until it was applied.
+    """
+
+    commit: Commit
+    new_keys: Keys = field(default_factory=lambda: NO_KEYS)
+    slots: Slots = field(default_factory=lambda: np.empty(0, np.intp))
 
 
 def prepare(table: TableShard, change: Change) -> Commit:
@@ -40,8 +61,15 @@ def prepare(table: TableShard, change: Change) -> Commit:
       BankFullError: The table has no room for the new rows.
       BankOverloadedError: The table knows too many sources or clocks.
     """
-    if change.kind not in _PREPARE:
-        raise InvalidInputError(f"kind={change.kind!r}: allowed are {', '.join(_PREPARE)}")
+    checked = check(table, change)
+    table.make_room(checked.new_keys, source=change.header.author.source)
+    return checked.commit
+
+
+def check(table: TableShard, change: Change) -> Checked:
+    """Checks a change to a table, as `prepare` does, but not whether there is room for new rows."""
+    if change.kind not in _CHECK:
+        raise InvalidInputError(f"kind={change.kind!r}: allowed are {', '.join(_CHECK)}")
     check_keys(change.keys)
     by = change.header.author
     check_author(by)
@@ -51,24 +79,27 @@ def prepare(table: TableShard, change: Change) -> Commit:
         )
     table.sources.check_room(by.source, kind="source")
     table.clocks.check_room(by.clock, kind="clock")
-    return _PREPARE[change.kind](table, change)
+    return _CHECK[change.kind](table, change)
 
 
-def _prepare_create_rows(table: TableShard, change: Change) -> Commit:
+def _check_create_rows(table: TableShard, change: Change) -> Checked:
     keys, by = distinct(change.keys).keys, change.header.author
-    keys = keys[table.find(keys, source=by.source) < 0]
-    table.make_room(keys, source=by.source)
+    slots = table.find(keys, source=by.source)
+    is_new = slots < 0
+    new_keys = keys[is_new]
 
     def commit() -> Applied:
         table.counts.add({"create_rows_calls": 1})
-        table.create(keys, by=by)
-        return Applied(0, num_created=keys.size)
+        slots[is_new] = table.create(new_keys, by=by)
+        return Applied(0, num_created=new_keys.size)
 
-    return commit
+    return Checked(commit, new_keys, slots)
 
 
-def _prepare_update(table: TableShard, change: Change) -> Commit:
+def _check_update(table: TableShard, change: Change) -> Checked:
     check_values(table.spec, change.values, num_keys=change.keys.size)
+    check_blend(table.spec, change.values, change.header.update.blend)
+    guarded = _guarded(table, change)
     by = change.header.author
     once = distinct(change.keys)
     keys, values = once.keys, change.values
@@ -76,7 +107,6 @@ def _prepare_update(table: TableShard, change: Change) -> Commit:
         values = {name: value[once.lasts] for name, value in values.items()}
     slots = table.find(keys, source=by.source)
     missing = slots < 0
-    table.make_room(keys[missing], source=by.source)
 
     def commit() -> Applied:
         table.counts.add({"update_calls": 1, "rows_updated": keys.size})
@@ -85,13 +115,28 @@ def _prepare_update(table: TableShard, change: Change) -> Commit:
         num_kept = 0
         for part in table.slices(keys.size):
             rows = {name: value[part] for name, value in values.items()}
-            num_kept += _overwrite(table, change, keys[part], slots[part], rows)
+            num_kept += _overwrite(table, change, guarded, keys[part], slots[part], rows)
         return Applied(0, num_created=int(missing.sum()), num_kept=num_kept)
 
-    return commit
+    return Checked(commit, keys[missing], slots)
 
 
-def _overwrite(table: TableShard, change: Change, keys: Keys, slots: Slots, values: Values) -> int:
+def _guarded(table: TableShard, change: Change) -> set[str]:
+    """Returns the groups in which an update leaves what is newer."""
+    update = change.header.update
+    if update.if_newer:
+        return {table.spec.group_of(name) for name in change.values}
+    for name in update.if_newer_fields:
+        if name not in change.values:
+            raise InvalidInputError(
+                f"if_newer={name!r}: the update writes {', '.join(change.values)}"
+            )
+    return {table.spec.group_of(name) for name in update.if_newer_fields}
+
+
+def _overwrite(
+    table: TableShard, change: Change, guarded: set[str], keys: Keys, slots: Slots, values: Values
+) -> int:
     """Writes one slice of rows, creating what is missing; returns how many values were kept."""
     by, num_kept = change.header.author, 0
     missing = slots < 0
@@ -100,24 +145,44 @@ def _overwrite(table: TableShard, change: Change, keys: Keys, slots: Slots, valu
         # Placed, written and then entered: nobody finds a row that was only created.
         slots[missing] = table.place(keys[missing], first_values, by=by)
         groups = list(dict.fromkeys(map(table.spec.group_of, values)))
-        for chosen, written in _written(table, change, groups, slots):
+        for chosen, written in _written(table, change, groups, guarded, slots):
+            rows = slots[written]
             names = [name for group in chosen for name in table.spec.groups[group]]
-            columns = {f"value/{name}": values[name][written] for name in names}
-            table.write(chosen, slots[written], columns, by=by)
-            num_kept -= len(names) * slots[written].size
+            columns = {
+                f"value/{name}": _new_values(table, change, name, rows, values[name][written])
+                for name in names
+            }
+            table.write(chosen, rows, columns, by=by)
+            num_kept -= len(names) * rows.size
         table.enter(keys[missing], slots[missing], by=by)
     return num_kept + len(values) * slots.size
 
 
+def _new_values(
+    table: TableShard, change: Change, name: str, slots: Slots, given: NDArray[Any]
+) -> NDArray[Any]:
+    """Returns what is to be stored of a field in rows, to which the update gives `[n, ...]`."""
+    blend = change.header.update.blend
+    if not blend:
+        return given
+    present = table.columns[f"value/{name}"].take(slots, axis=0, mode="clip")
+    is_written = table.columns[f"version/{table.spec.group_of(name)}"][slots] > 0
+    return blended(table.spec.field(name), blend, present, given, is_written)
+
+
 def _written(
-    table: TableShard, change: Change, groups: list[str], slots: Slots
+    table: TableShard, change: Change, groups: list[str], guarded: set[str], slots: Slots
 ) -> Iterator[tuple[list[str], slice | NDArray[np.bool_]]]:
     """Yields groups and the rows in which just these are overwritten, so that each row is once."""
-    if not change.header.update.if_newer:
+    if not guarded:
         yield groups, slice(None)
         return
+    by = change.header.author
     is_written = np.stack(
-        [~_is_newer(table, group, slots, change.header.author) for group in groups]
+        [
+            ~_is_newer(table, group, slots, by) if group in guarded else np.ones(slots.size, bool)
+            for group in groups
+        ]
     )
     for chosen in np.unique(is_written, axis=1).T:
         if chosen.any():
@@ -135,7 +200,7 @@ def _is_newer(table: TableShard, group: str, slots: Slots, by: pb.Author) -> NDA
     return np.asarray(higher & same_clock, np.bool_)
 
 
-def _prepare_push(table: TableShard, change: Change) -> Commit:
+def _check_push(table: TableShard, change: Change) -> Checked:
     check_gradients(table.spec, change.values, num_keys=change.keys.size)
     _check_optimizers(table, change)
     by, push = change.header.author, change.header.push
@@ -143,8 +208,6 @@ def _prepare_push(table: TableShard, change: Change) -> Commit:
     slots = table.find(once.keys, source=by.source)
     is_new = slots < 0
     new_keys = once.keys[is_new]
-    if push.create:
-        table.make_room(new_keys, source=by.source)
 
     def commit() -> Applied:
         if push.create:
@@ -154,7 +217,7 @@ def _prepare_push(table: TableShard, change: Change) -> Commit:
         _descend(table, change, once, slots[~is_new], once.firsts[~is_new])
         return Applied(0, unknown_keys=np.sort(new_keys))
 
-    return commit
+    return Checked(commit, new_keys if push.create else NO_KEYS, slots)
 
 
 def _check_optimizers(table: TableShard, change: Change) -> None:
@@ -210,22 +273,42 @@ def _descend(
         table.counts.add({"rows_overflowed": num_kept})
 
 
-def _prepare_delete(table: TableShard, change: Change) -> Commit:
+def _check_delete(table: TableShard, change: Change) -> Checked:
     keys, by = distinct(change.keys).keys, change.header.author
     slots = table.find(keys, source=by.source)
     keys, slots = keys[slots >= 0], slots[slots >= 0]
 
     def commit() -> Applied:
-        table.counts.add({"delete_calls": 1})
-        for part in table.slices(keys.size):
-            with table.lock:
-                table.remove(keys[part], slots[part], by=by)
+        table.counts.add({"delete_calls": 1, "rows_deleted": keys.size})
+        _remove(table, keys, slots, by)
         return Applied(0, num_deleted=keys.size)
 
-    return commit
+    return Checked(commit)
 
 
-def _prepare_flush(table: TableShard, change: Change) -> Commit:
+def _check_evict(table: TableShard, change: Change) -> Checked:
+    reason, by = change.header.evict.reason, change.header.author
+    if reason not in EVICTED:
+        raise InvalidInputError(f"reason={reason!r}: allowed are {', '.join(EVICTED)}")
+    keys = distinct(change.keys).keys
+    slots = table.find(keys, source=by.source)
+    keys, slots = keys[slots >= 0], slots[slots >= 0]
+
+    def commit() -> Applied:
+        table.counts.add({EVICTED[reason]: keys.size})
+        _remove(table, keys, slots, by)
+        return Applied(0, num_evicted=keys.size)
+
+    return Checked(commit)
+
+
+def _remove(table: TableShard, keys: Keys, slots: Slots, by: pb.Author) -> None:
+    for part in table.slices(keys.size):
+        with table.lock:
+            table.remove(keys[part], slots[part], by=by)
+
+
+def _check_flush(table: TableShard, change: Change) -> Checked:
     by, fields = change.header.author, change.header.flush.fields
     for name in fields:
         if not table.spec.field(name).lazy:
@@ -240,13 +323,14 @@ def _prepare_flush(table: TableShard, change: Change) -> Commit:
         flushing.flush(table, fields, slots[slots >= 0], updated_at=by.updated_at)
         return Applied(0)
 
-    return commit
+    return Checked(commit)
 
 
-_PREPARE: dict[str, Callable[[TableShard, Change], Commit]] = {
-    "create_rows": _prepare_create_rows,
-    "update": _prepare_update,
-    "push": _prepare_push,
-    "delete": _prepare_delete,
-    "flush": _prepare_flush,
+_CHECK: dict[str, Callable[[TableShard, Change], Checked]] = {
+    "create_rows": _check_create_rows,
+    "update": _check_update,
+    "push": _check_push,
+    "delete": _check_delete,
+    "flush": _check_flush,
+    "evict": _check_evict,
 }

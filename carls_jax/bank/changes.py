@@ -99,17 +99,23 @@ def create_table(spec: TableSpec) -> Change:
     return Change(pb.Change(table=spec.name, create_table=pb.CreateTable(spec_json=text)))
 
 
+def alter(spec: TableSpec) -> Change:
+    """Gives the table of a spec's name that spec."""
+    text = json.dumps(spec.to_dict())
+    return Change(pb.Change(table=spec.name, alter=pb.Alter(spec_json=text)))
+
+
 def spec_of(change: Change) -> TableSpec:
-    """Returns the spec of a table that a change makes.
+    """Returns the spec of a table that a change makes or alters.
 
     Raises:
       InvalidInputError: The change does not describe a table, or one of another name.
     """
     try:
-        spec = TableSpec.from_dict(json.loads(change.header.create_table.spec_json))
+        spec = TableSpec.from_dict(json.loads(getattr(change.header, change.kind).spec_json))
     except CarlsError:
         raise
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidInputError(f"spec_json describes no TableSpec: {error!r}") from error
     if spec.name != change.header.table:
         raise InvalidInputError(
@@ -129,10 +135,12 @@ def update(
     values: Mapping[str, NDArray[np.generic]],
     *,
     by: pb.Author,
-    if_newer: bool = False,
+    if_newer: bool | Sequence[str] = False,
+    blend: float = 0.0,
 ) -> Change:
-    """Overwrites fields, creating rows that are not there."""
-    kind = pb.Update(if_newer=if_newer)
+    """Overwrites fields, or blends them, creating rows that are not there."""
+    some = () if isinstance(if_newer, bool) else if_newer
+    kind = pb.Update(if_newer=if_newer is True, if_newer_fields=some, blend=blend)
     return Change(pb.Change(table=table, author=by, update=kind), keys, values)
 
 
@@ -161,6 +169,11 @@ def flush(table: str, keys: Keys, fields: Sequence[str], *, by: pb.Author) -> Ch
     Steps and sources are those of the gathered gradients; of the author the time alone counts.
     """
     return Change(pb.Change(table=table, author=by, flush=pb.Flush(fields=fields)), keys)
+
+
+def evict(table: str, keys: Keys, *, reason: Literal["limit", "expired"], by: pb.Author) -> Change:
+    """Removes rows that the bank chose; in a per-source table those of the author's source."""
+    return Change(pb.Change(table=table, author=by, evict=pb.Evict(reason=reason)), keys)
 
 
 def advance(*, by: pb.Author) -> Change:

@@ -6,7 +6,6 @@ not at all (`journal_writing.py`). `read_journal` gives the changes back after a
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -18,23 +17,19 @@ from carls_jax.bank import journal_records
 from carls_jax.bank.changes import Change
 from carls_jax.bank.journal_reading import read_journal
 from carls_jax.bank.journal_segments import (
-    PAGE_BYTES,
     SegmentFile,
-    segment_files,
+    earlier_segments,
     segment_path,
-    spare_path,
-    spare_paths,
 )
+from carls_jax.bank.journal_spares import Spares
 from carls_jax.bank.journal_writing import SegmentWriter, sync_directory
-from carls_jax.errors import BankClosedError, BankStorageError, ConfigError, JournalCorruptError
+from carls_jax.errors import BankClosedError, BankStorageError, ConfigError
 
 __all__ = ["MAX_SEGMENT_BYTES", "Journal", "Mode", "read_journal"]
 
 Mode = Literal["process", "fsync"]
 MAX_SEGMENT_BYTES = 256 << 20
 """Space comes back in whole segments; each costs a page and, where it is synced, three syncs."""
-MAX_SPARES = 4
-"""So many files that are not needed any more are written over; the others are deleted."""
 
 
 class Journal:
@@ -83,10 +78,8 @@ class Journal:
         self._cutting = threading.Lock()  # taken before `_changed`
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for path in spare_paths(directory):
-                path.unlink()
-            self._spares: list[Path] = []
-            self._sealed = deque(_earlier(directory, after))
+            self._spares = Spares(directory)
+            self._sealed = deque(earlier_segments(directory, after))
             if self._syncs:
                 sync_directory(directory.parent)
         except OSError as error:
@@ -254,7 +247,7 @@ class Journal:
                 bank_id=self._bank_id,
                 shard_index=self._shard_index,
                 first=self._last + 1,
-                spare=self._spares.pop() if self._spares else None,
+                spare=self._spares.take(),
             )
         except OSError as error:
             raise BankStorageError(
@@ -282,21 +275,14 @@ class Journal:
                 if len(firsts) == 1 or firsts[1] > sequence + 1:
                     return
                 file, _ = self._sealed[0]
-                is_spare = len(self._spares) < MAX_SPARES
-            spare = spare_path(file.path)
             try:
-                if is_spare:
-                    os.rename(file.path, spare)
-                else:
-                    file.path.unlink(missing_ok=True)
+                self._spares.give(file.path)
             except OSError as error:
                 raise BankStorageError(
-                    f"{file.path} cannot be deleted: {error}; delete it, a snapshot holds it"
+                    f"{file.path} cannot be given up: {error}; delete it, a snapshot holds it"
                 ) from error
             with self._changed:
                 self._sealed.popleft()
-                if is_spare:
-                    self._spares.append(spare)
 
     def _check_usable(self) -> None:
         if self._is_closed:
@@ -309,18 +295,3 @@ class Journal:
             f"the journal {self._directory} is given up, since the disk failed: {error}; see to "
             "the disk and start the bank again, which reads what was kept"
         )
-
-
-def _earlier(directory: Path, after: int) -> Iterator[tuple[SegmentFile, int]]:
-    """Gives the segments that are there and their lengths; deletes those without a record."""
-    for file in segment_files(directory):
-        num_bytes = file.num_bytes
-        if num_bytes <= PAGE_BYTES:
-            os.unlink(file.path)
-        elif file.first > after:
-            raise JournalCorruptError(
-                f"{file.path} holds change {file.first}, though change {after} is said to be the "
-                "last: read the journal before writing it, or move it away"
-            )
-        else:
-            yield file, num_bytes

@@ -1,7 +1,6 @@
 """The files of a journal: what they are called, and the page that each begins with.
 
-    DIRECTORY/00000000000000000001.log      a segment, named for the sequence of its first record
-    DIRECTORY/00000000000000000001.spare    what was one, and is written over by a later one
+    DIRECTORY/00000000000000000001.log    a segment, named for the sequence of its first record
 
 Its first page says of which bank it is, what its records' mark is, and under which libraries and on
 which CPU they were applied. The page is a segment's own and of fixed size, so that a file that is
@@ -15,6 +14,7 @@ import json
 import os
 import re
 import struct
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,12 @@ from typing import Any
 import llvmlite.binding
 import xxhash
 
-from carls_jax.errors import BankIdentityError, InvalidInputError, JournalCorruptError
+from carls_jax.errors import (
+    BankIdentityError,
+    BankStorageError,
+    InvalidInputError,
+    JournalCorruptError,
+)
 from carls_jax.metrics import installed_version
 
 PAGE_BYTES = 4096
@@ -31,7 +36,6 @@ FORMAT = 1
 _MAGIC = b"CARLSJNL"
 _BEGIN = struct.Struct("<8sQ")  # and the xxh3_64 of the rest of the page
 _NAME = re.compile(r"(\d{20})\.log")
-_SPARE = ".spare"
 _LIBRARIES = ("carls-jax", "numpy", "numba", "llvmlite")
 
 
@@ -65,14 +69,19 @@ def segment_files(directory: Path) -> list[SegmentFile]:
     return [SegmentFile(directory / one[0], int(one[1])) for one in names if one]
 
 
-def spare_path(path: Path) -> Path:
-    """Returns where the file of a segment that nobody needs any more waits for the next."""
-    return path.with_suffix(_SPARE)
-
-
-def spare_paths(directory: Path) -> list[Path]:
-    """Returns the files of a directory that wait to be written over."""
-    return sorted(directory.glob(f"*{_SPARE}"))
+def earlier_segments(directory: Path, after: int) -> Iterator[tuple[SegmentFile, int]]:
+    """Gives the segments that are there and their lengths; deletes those without a record."""
+    for file in segment_files(directory):
+        num_bytes = file.num_bytes
+        if num_bytes <= PAGE_BYTES:
+            os.unlink(file.path)
+        elif file.first > after:
+            raise JournalCorruptError(
+                f"{file.path} holds change {file.first}, though change {after} is said to be the "
+                "last: read the journal before writing it, or move it away"
+            )
+        else:
+            yield file, num_bytes
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ class Page:
     first: int
     mark: str
     machine: dict[str, str]
-    is_reused: bool = False
+    is_reused: bool
 
     def encode(self) -> bytes:
         """Returns the page.
@@ -137,8 +146,14 @@ def read_page(file: SegmentFile) -> Page | None:
     Raises:
       JournalCorruptError: The page is damaged, or of a format that this version does not know.
     """
-    with file.path.open("rb") as opened:
-        data = opened.read(PAGE_BYTES + 1)
+    try:
+        # Nothing behind a link is read, since a torn tail would be cut off it.
+        with open(os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as opened:
+            data = opened.read(PAGE_BYTES + 1)
+    except OSError as error:
+        raise BankStorageError(
+            f"{file.path} cannot be read: {error}; put the file itself back from a copy"
+        ) from error
     begin, rest = data[: _BEGIN.size], data[_BEGIN.size : PAGE_BYTES]
     is_right = begin == _BEGIN.pack(_MAGIC, xxhash.xxh3_64_intdigest(rest))
     if not (is_right and len(data) >= PAGE_BYTES):

@@ -15,15 +15,16 @@ _MAX_PIECES = os.sysconf("SC_IOV_MAX")
 
 
 class SegmentWriter:
-    """Is a new segment, that is there once it was published. Calls of `append` do not overlap; `sync` may be called beside them.
+    """Is a new segment, which others know as one once it was published.
+
+    Calls of `append` do not overlap; `sync` may be called beside them.
 
     Its file is closed with the object, so whoever still syncs it has it open.
 
     Args:
       directory: Where it is made; it has no segment that begins with the same sequence.
       first: Sequence of the first record.
-      spare: A file there that is written over. The system then needs no memory for the file that
-        it has not got yet, and no room on the disk. None: the file is new.
+      spare: A file there that is written over, see `Spares`. None: the file is new.
 
     Attributes:
       path: The file.

@@ -33,7 +33,7 @@ class ArrayHeader(_message.Message):
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Request(_message.Message):
-    __slots__ = ("protocol_version", "bank_id", "arrays", "hello", "change", "lookup", "history", "scan", "describe", "take_snapshot", "list_snapshots", "restore", "follow")
+    __slots__ = ("protocol_version", "bank_id", "arrays", "hello", "change", "lookup", "history", "scan", "describe", "take_snapshot", "list_snapshots", "restore", "follow", "pin_snapshots", "verify_snapshot", "freeze")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     BANK_ID_FIELD_NUMBER: _ClassVar[int]
     ARRAYS_FIELD_NUMBER: _ClassVar[int]
@@ -47,6 +47,9 @@ class Request(_message.Message):
     LIST_SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
     RESTORE_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    PIN_SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    FREEZE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     bank_id: str
     arrays: _containers.RepeatedCompositeFieldContainer[ArrayHeader]
@@ -60,12 +63,16 @@ class Request(_message.Message):
     list_snapshots: ListSnapshots
     restore: Restore
     follow: Follow
-    def __init__(self, protocol_version: _Optional[int] = ..., bank_id: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[ArrayHeader, _Mapping]]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., lookup: _Optional[_Union[Lookup, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., scan: _Optional[_Union[Scan, _Mapping]] = ..., describe: _Optional[_Union[Describe, _Mapping]] = ..., take_snapshot: _Optional[_Union[TakeSnapshot, _Mapping]] = ..., list_snapshots: _Optional[_Union[ListSnapshots, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ...) -> None: ...
+    pin_snapshots: PinSnapshots
+    verify_snapshot: VerifySnapshot
+    freeze: Freeze
+    def __init__(self, protocol_version: _Optional[int] = ..., bank_id: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[ArrayHeader, _Mapping]]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., change: _Optional[_Union[Change, _Mapping]] = ..., lookup: _Optional[_Union[Lookup, _Mapping]] = ..., history: _Optional[_Union[History, _Mapping]] = ..., scan: _Optional[_Union[Scan, _Mapping]] = ..., describe: _Optional[_Union[Describe, _Mapping]] = ..., take_snapshot: _Optional[_Union[TakeSnapshot, _Mapping]] = ..., list_snapshots: _Optional[_Union[ListSnapshots, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., follow: _Optional[_Union[Follow, _Mapping]] = ..., pin_snapshots: _Optional[_Union[PinSnapshots, _Mapping]] = ..., verify_snapshot: _Optional[_Union[VerifySnapshot, _Mapping]] = ..., freeze: _Optional[_Union[Freeze, _Mapping]] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("incarnation", "arrays", "identity", "applied", "looked_up", "history", "scanned", "description", "snapshot", "snapshots", "followed")
+    __slots__ = ("incarnation", "arrays", "last_alter", "identity", "applied", "looked_up", "history", "scanned", "description", "snapshot", "snapshots", "followed")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     ARRAYS_FIELD_NUMBER: _ClassVar[int]
+    LAST_ALTER_FIELD_NUMBER: _ClassVar[int]
     IDENTITY_FIELD_NUMBER: _ClassVar[int]
     APPLIED_FIELD_NUMBER: _ClassVar[int]
     LOOKED_UP_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +84,7 @@ class Reply(_message.Message):
     FOLLOWED_FIELD_NUMBER: _ClassVar[int]
     incarnation: str
     arrays: _containers.RepeatedCompositeFieldContainer[ArrayHeader]
+    last_alter: int
     identity: Identity
     applied: Applied
     looked_up: LookedUp
@@ -86,7 +94,7 @@ class Reply(_message.Message):
     snapshot: Snapshot
     snapshots: Snapshots
     followed: Followed
-    def __init__(self, incarnation: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[ArrayHeader, _Mapping]]] = ..., identity: _Optional[_Union[Identity, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., looked_up: _Optional[_Union[LookedUp, _Mapping]] = ..., history: _Optional[_Union[LookedUp, _Mapping]] = ..., scanned: _Optional[_Union[Scanned, _Mapping]] = ..., description: _Optional[_Union[Description, _Mapping]] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., snapshots: _Optional[_Union[Snapshots, _Mapping]] = ..., followed: _Optional[_Union[Followed, _Mapping]] = ...) -> None: ...
+    def __init__(self, incarnation: _Optional[str] = ..., arrays: _Optional[_Iterable[_Union[ArrayHeader, _Mapping]]] = ..., last_alter: _Optional[int] = ..., identity: _Optional[_Union[Identity, _Mapping]] = ..., applied: _Optional[_Union[Applied, _Mapping]] = ..., looked_up: _Optional[_Union[LookedUp, _Mapping]] = ..., history: _Optional[_Union[LookedUp, _Mapping]] = ..., scanned: _Optional[_Union[Scanned, _Mapping]] = ..., description: _Optional[_Union[Description, _Mapping]] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ..., snapshots: _Optional[_Union[Snapshots, _Mapping]] = ..., followed: _Optional[_Union[Followed, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ()
@@ -117,9 +125,11 @@ class Author(_message.Message):
     def __init__(self, step: _Optional[int] = ..., clock: _Optional[str] = ..., source: _Optional[str] = ..., updated_at: _Optional[float] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("table", "author", "create_table", "create_rows", "update", "push", "delete", "advance", "flush")
+    __slots__ = ("table", "author", "client", "number", "create_table", "create_rows", "update", "push", "delete", "advance", "flush", "evict", "alter")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     AUTHOR_FIELD_NUMBER: _ClassVar[int]
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     CREATE_TABLE_FIELD_NUMBER: _ClassVar[int]
     CREATE_ROWS_FIELD_NUMBER: _ClassVar[int]
     UPDATE_FIELD_NUMBER: _ClassVar[int]
@@ -127,8 +137,12 @@ class Change(_message.Message):
     DELETE_FIELD_NUMBER: _ClassVar[int]
     ADVANCE_FIELD_NUMBER: _ClassVar[int]
     FLUSH_FIELD_NUMBER: _ClassVar[int]
+    EVICT_FIELD_NUMBER: _ClassVar[int]
+    ALTER_FIELD_NUMBER: _ClassVar[int]
     table: str
     author: Author
+    client: str
+    number: int
     create_table: CreateTable
     create_rows: CreateRows
     update: Update
@@ -136,7 +150,9 @@ class Change(_message.Message):
     delete: Delete
     advance: Advance
     flush: Flush
-    def __init__(self, table: _Optional[str] = ..., author: _Optional[_Union[Author, _Mapping]] = ..., create_table: _Optional[_Union[CreateTable, _Mapping]] = ..., create_rows: _Optional[_Union[CreateRows, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., delete: _Optional[_Union[Delete, _Mapping]] = ..., advance: _Optional[_Union[Advance, _Mapping]] = ..., flush: _Optional[_Union[Flush, _Mapping]] = ...) -> None: ...
+    evict: Evict
+    alter: Alter
+    def __init__(self, table: _Optional[str] = ..., author: _Optional[_Union[Author, _Mapping]] = ..., client: _Optional[str] = ..., number: _Optional[int] = ..., create_table: _Optional[_Union[CreateTable, _Mapping]] = ..., create_rows: _Optional[_Union[CreateRows, _Mapping]] = ..., update: _Optional[_Union[Update, _Mapping]] = ..., push: _Optional[_Union[Push, _Mapping]] = ..., delete: _Optional[_Union[Delete, _Mapping]] = ..., advance: _Optional[_Union[Advance, _Mapping]] = ..., flush: _Optional[_Union[Flush, _Mapping]] = ..., evict: _Optional[_Union[Evict, _Mapping]] = ..., alter: _Optional[_Union[Alter, _Mapping]] = ...) -> None: ...
 
 class CreateTable(_message.Message):
     __slots__ = ("spec_json",)
@@ -149,10 +165,14 @@ class CreateRows(_message.Message):
     def __init__(self) -> None: ...
 
 class Update(_message.Message):
-    __slots__ = ("if_newer",)
+    __slots__ = ("if_newer", "blend", "if_newer_fields")
     IF_NEWER_FIELD_NUMBER: _ClassVar[int]
+    BLEND_FIELD_NUMBER: _ClassVar[int]
+    IF_NEWER_FIELDS_FIELD_NUMBER: _ClassVar[int]
     if_newer: bool
-    def __init__(self, if_newer: _Optional[bool] = ...) -> None: ...
+    blend: float
+    if_newer_fields: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, if_newer: _Optional[bool] = ..., blend: _Optional[float] = ..., if_newer_fields: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Push(_message.Message):
     __slots__ = ("combine", "create")
@@ -176,17 +196,35 @@ class Flush(_message.Message):
     fields: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, fields: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class Evict(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Alter(_message.Message):
+    __slots__ = ("spec_json",)
+    SPEC_JSON_FIELD_NUMBER: _ClassVar[int]
+    spec_json: str
+    def __init__(self, spec_json: _Optional[str] = ...) -> None: ...
+
 class Applied(_message.Message):
-    __slots__ = ("sequence", "num_created", "num_deleted", "num_kept")
+    __slots__ = ("sequence", "num_created", "num_deleted", "num_kept", "num_evicted", "is_repeated", "num_not_admitted")
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     NUM_CREATED_FIELD_NUMBER: _ClassVar[int]
     NUM_DELETED_FIELD_NUMBER: _ClassVar[int]
     NUM_KEPT_FIELD_NUMBER: _ClassVar[int]
+    NUM_EVICTED_FIELD_NUMBER: _ClassVar[int]
+    IS_REPEATED_FIELD_NUMBER: _ClassVar[int]
+    NUM_NOT_ADMITTED_FIELD_NUMBER: _ClassVar[int]
     sequence: int
     num_created: int
     num_deleted: int
     num_kept: int
-    def __init__(self, sequence: _Optional[int] = ..., num_created: _Optional[int] = ..., num_deleted: _Optional[int] = ..., num_kept: _Optional[int] = ...) -> None: ...
+    num_evicted: int
+    is_repeated: bool
+    num_not_admitted: int
+    def __init__(self, sequence: _Optional[int] = ..., num_created: _Optional[int] = ..., num_deleted: _Optional[int] = ..., num_kept: _Optional[int] = ..., num_evicted: _Optional[int] = ..., is_repeated: _Optional[bool] = ..., num_not_admitted: _Optional[int] = ...) -> None: ...
 
 class Lookup(_message.Message):
     __slots__ = ("table", "fields", "metadata", "create", "sources", "max_age_steps", "now", "clock", "reader")
@@ -316,12 +354,22 @@ class TableDescription(_message.Message):
     def __init__(self, spec_json: _Optional[str] = ..., num_rows: _Optional[int] = ..., num_bytes: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ..., rows_written: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class TakeSnapshot(_message.Message):
-    __slots__ = ("label", "uuid")
+    __slots__ = ("label", "uuid", "is_frozen")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
+    IS_FROZEN_FIELD_NUMBER: _ClassVar[int]
     label: str
     uuid: str
-    def __init__(self, label: _Optional[str] = ..., uuid: _Optional[str] = ...) -> None: ...
+    is_frozen: bool
+    def __init__(self, label: _Optional[str] = ..., uuid: _Optional[str] = ..., is_frozen: _Optional[bool] = ...) -> None: ...
+
+class Freeze(_message.Message):
+    __slots__ = ("uuid", "ends")
+    UUID_FIELD_NUMBER: _ClassVar[int]
+    ENDS_FIELD_NUMBER: _ClassVar[int]
+    uuid: str
+    ends: bool
+    def __init__(self, uuid: _Optional[str] = ..., ends: _Optional[bool] = ...) -> None: ...
 
 class ListSnapshots(_message.Message):
     __slots__ = ()
@@ -334,6 +382,20 @@ class Restore(_message.Message):
     name: str
     snapshot: Snapshot
     def __init__(self, name: _Optional[str] = ..., snapshot: _Optional[_Union[Snapshot, _Mapping]] = ...) -> None: ...
+
+class PinSnapshots(_message.Message):
+    __slots__ = ("owner", "uuids")
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    UUIDS_FIELD_NUMBER: _ClassVar[int]
+    owner: str
+    uuids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, owner: _Optional[str] = ..., uuids: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class VerifySnapshot(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
 
 class Snapshot(_message.Message):
     __slots__ = ("bank_id", "label", "uuid", "created_at", "num_rows")

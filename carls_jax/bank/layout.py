@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -54,6 +54,18 @@ PENDING_COLUMNS = {
     "source": METADATA_COLUMNS["source"],
     "clock": METADATA_COLUMNS["clock"],
 }
+
+
+def names_in(column: str) -> Literal["sources", "clocks"] | None:
+    """Tells what the numbers in a column stand for: sources, clocks, or nothing but themselves."""
+    first, _, rest = column.partition("/")
+    kind = rest.rpartition("/")[2] if first in ("pending", "history") else first
+    kinds: dict[str, Literal["sources", "clocks"]] = {
+        "author": "sources",
+        "source": "sources",
+        "clock": "clocks",
+    }
+    return kinds.get(kind)
 
 
 def columns_of(spec: TableSpec, optimizers: Mapping[str, RowOptimizer]) -> dict[str, Column]:

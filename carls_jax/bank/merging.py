@@ -91,7 +91,10 @@ def merged_applied(parts: Sequence[Applied]) -> Applied:
         num_created=sum(one.num_created for one in parts),
         num_deleted=sum(one.num_deleted for one in parts),
         num_kept=sum(one.num_kept for one in parts),
+        num_evicted=sum(one.num_evicted for one in parts),
+        num_not_admitted=sum(one.num_not_admitted for one in parts),
         unknown_keys=np.sort(np.concatenate([one.unknown_keys for one in parts])),
+        is_repeated=any(one.is_repeated for one in parts),
     )
 
 
@@ -139,10 +142,9 @@ def merged_snapshot(shards: Sequence[SnapshotIdentity]) -> SnapshotIdentity:
 
 
 def complete_snapshots(shards: Sequence[Sequence[SnapshotIdentity]]) -> list[SnapshotIdentity]:
-    """Returns the snapshots that all shards list, oldest first."""
+    """Returns the snapshots that all shards list, in the order of the first: oldest first."""
     by_uuid: dict[str, list[SnapshotIdentity]] = {}
     for listed in shards:
         for one in listed:
             by_uuid.setdefault(one.uuid, []).append(one)
-    complete = [ones for ones in by_uuid.values() if len(ones) == len(shards)]
-    return sorted(map(merged_snapshot, complete), key=lambda one: one.created_at)
+    return [merged_snapshot(ones) for ones in by_uuid.values() if len(ones) == len(shards)]

@@ -74,6 +74,9 @@ def pack_applied(applied: Applied) -> tuple[pb.Applied, Arrays]:
         num_created=applied.num_created,
         num_deleted=applied.num_deleted,
         num_kept=applied.num_kept,
+        num_evicted=applied.num_evicted,
+        num_not_admitted=applied.num_not_admitted,
+        is_repeated=applied.is_repeated,
     )
     return message, {"unknown_keys": applied.unknown_keys}
 
@@ -85,7 +88,10 @@ def unpack_applied(message: pb.Applied, arrays: Arrays) -> Applied:
         num_created=message.num_created,
         num_deleted=message.num_deleted,
         num_kept=message.num_kept,
+        num_evicted=message.num_evicted,
+        num_not_admitted=message.num_not_admitted,
         unknown_keys=arrays["unknown_keys"],
+        is_repeated=message.is_repeated,
     )
 
 

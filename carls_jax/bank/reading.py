@@ -5,13 +5,14 @@ n is the number of keys, S the number of authors that a lookup of a per-source t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from carls_jax.bank import knowledge_bank_pb2 as pb
+from carls_jax.bank.bounds import check_answer
 from carls_jax.bank.changes import NO_STEP, Keys
 from carls_jax.bank.layout import METADATA_COLUMNS
 from carls_jax.bank.rows import Rows, Written
@@ -23,6 +24,9 @@ Mask = NDArray[np.bool_]
 # Kind and field; a kind is "value" or one of the metadata.
 Place = tuple[str, str]
 Columns = dict[Place, NDArray[Any]]
+
+# Of a `Written`, beside its value.
+_WRITTEN_BYTES = 1 << 10
 
 
 def lookup(
@@ -37,14 +41,17 @@ def lookup(
       The rows, and which are there, of whatever age: bool `[n]`, in a per-source table `[n, S]`.
     """
     kinds = ["value", *request.metadata]
+    row_bytes = _value_bytes(table, request.fields)
     if request.HasField("max_age_steps"):
         kinds = [*dict.fromkeys([*kinds, "step", "clock"])]
     names = _column_names(table, request.fields, kinds)
     sources: tuple[str, ...] = ()
     if table.spec.per_source:
         sources = authors(table, request.sources)
+        check_answer(keys.size * len(sources), row_bytes, what="keys and sources")
         arrays, exists = _gather_authors(table, names, keys, sources)
     else:
+        check_answer(keys.size, row_bytes, what="keys")
         arrays, exists = _gather(table, names, keys)
     present = {
         name: exists & _is_young(table, request, arrays, name, clocks)
@@ -64,6 +71,11 @@ def lookup(
         sources=sources,
     )
     return rows, exists
+
+
+def _value_bytes(table: TableShard, fields: Iterable[str]) -> int:
+    """Returns how many bytes the values of a row are, as they are answered."""
+    return sum(table.spec.field(name).row_bytes for name in set(fields))
 
 
 def exist(table: TableShard, keys: Keys, *, source: str) -> Mask:
@@ -165,6 +177,12 @@ def _readable(
 
 def history(table: TableShard, request: pb.History, keys: Keys) -> list[list[Written]]:
     """Reads the last writes of a field, newest first."""
+    check_answer(
+        keys.size * table.spec.field(request.field).history,
+        # Each write becomes an object of its own.
+        _value_bytes(table, [request.field]) + _WRITTEN_BYTES,
+        what="writes",
+    )
     names = {
         (kind, request.field): f"history/{request.field}/{kind}"
         for kind in ("value", *METADATA_COLUMNS)
@@ -203,6 +221,8 @@ def scan(table: TableShard, request: pb.Scan) -> tuple[Rows, int]:
     names = _column_names(table, request.fields, ["value", *request.metadata])
     columns = {place: table.columns[name] for place, name in names.items()}
     columns["key", ""] = table.columns["key"]
+    num_rows = min(int(request.num_rows), table.num_rows)
+    check_answer(num_rows, _value_bytes(table, request.fields), what="rows")
     parts: list[Columns] = []
     start, stop = int(request.start), int(request.start + request.num_rows)
     for part in table.slices(min(stop, table.used_slots) - start):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from carls_jax.bank import changes
 from carls_jax.bank import knowledge_bank_pb2 as pb
@@ -71,6 +71,22 @@ def checked_fields(spec: TableSpec, fields: Sequence[str] | None) -> list[str]:
     for name in names:
         spec.field(name)
     return names
+
+
+def checked_if_newer(names: Collection[str], if_newer: bool | Sequence[str]) -> bool | list[str]:
+    """Returns whether an update of some fields leaves what is newer, or the fields where it does.
+
+    Raises:
+      InvalidInputError: A field is not among those written, or a string stands for several.
+    """
+    if isinstance(if_newer, bool):
+        return if_newer
+    if isinstance(if_newer, str):
+        raise InvalidInputError(f"if_newer={if_newer!r}: give True, or a tuple, ({if_newer!r},)")
+    for name in if_newer:
+        if name not in names:
+            raise InvalidInputError(f"if_newer={name!r}: the update writes {', '.join(names)}")
+    return list(if_newer)
 
 
 def checked_metadata(names: Sequence[str]) -> list[str]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import tempfile
+import shutil
 import uuid as uuids
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from carls_jax.errors import AddressInUseError, BankIdentityError
+from carls_jax.bank.durable_files import make_directory, replace_file
+from carls_jax.errors import AddressInUseError, BankIdentityError, InvalidInputError
+
+_IDENTITY = {"bank_id": str, "shard_index": int, "num_shards": int}
 
 
 class BankRoot:
@@ -60,7 +65,7 @@ class BankRoot:
                     "missing or empty: put it back, or give another root"
                 )
             if not kept:
-                _keep(path / "bank.json", expected)
+                replace_file(path / "bank.json", json.dumps(expected))
             self.bank_id = str(expected["bank_id"])
         except BaseException:
             self.close()
@@ -71,13 +76,50 @@ class BankRoot:
         self._unlock()
 
 
+@contextmanager
+def new_root(path: Path, *, bank_id: str, shard_index: int, num_shards: int) -> Iterator[Path]:
+    """Gives an empty directory that belongs to a shard of a bank once the block has ended.
+
+    Until then no bank can use it, whatever becomes of this process. If the block fails, the
+    directory is as it was.
+
+    Raises:
+      InvalidInputError: There is something in the directory.
+      AddressInUseError: Another process fills it.
+    """
+    if path.exists() and not path.is_dir():
+        raise InvalidInputError(f"root={path} is a file: give a directory that is empty or new")
+    was_there = path.exists()
+    if was_there and any(one.name != "lock" for one in path.iterdir()):
+        raise InvalidInputError(f"root={path} is not empty: give a directory that is, or a new one")
+    if not was_there:
+        make_directory(path)
+    file = _lock(path)
+    try:
+        yield path
+        identity = {"bank_id": bank_id, "shard_index": shard_index, "num_shards": num_shards}
+        replace_file(path / "bank.json", json.dumps(identity))
+    except BaseException:
+        for one in path.iterdir():
+            shutil.rmtree(one) if one.is_dir() else one.unlink()
+        if not was_there:
+            path.rmdir()
+        raise
+    finally:
+        _unlock(file)
+
+
 def _lock(path: Path) -> int:
     """Locks a directory and returns the open file that holds the lock."""
-    file = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        # What a link leads to is not this bank's to write.
+        file = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise InvalidInputError(f"root={path} cannot be locked: {error}") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        user = os.read(file, 20).decode() or "unknown"
+        user = os.read(file, 20).decode(errors="replace") or "unknown"
         os.close(file)
         raise AddressInUseError(
             f"root={path} is in use by process {user}: close that bank, connect to its server, or "
@@ -97,21 +139,15 @@ def _unlock(file: int) -> None:
 def kept_identity(root: Path) -> dict[str, Any]:
     """Returns the `bank_id`, `shard_index` and `num_shards` of a directory; empty: it has none."""
     path = root / "bank.json"
-    if not path.exists():
-        return {}
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        kept: dict[str, Any] = dict(json.loads(path.read_bytes()))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise BankIdentityError(f"{path} does not say whose it is: {error}") from error
-
-
-def _keep(path: Path, identity: dict[str, object]) -> None:
-    """Writes an identity aside and renames it, so that none is ever half-written."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump(identity, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, path)
+    if kept and {name: type(one) for name, one in kept.items()} != _IDENTITY:
+        raise BankIdentityError(f"{path} does not say whose it is: {kept!r:.200}")
+    return kept
 
 
 def _shown(identity: dict[str, object]) -> str:

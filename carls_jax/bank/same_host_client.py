@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank import same_host_handshake, status, wire
+from carls_jax.bank.access import Access
 from carls_jax.bank.address import Address
 from carls_jax.bank.same_host_connection import (
     MAX_MESSAGE_BYTES,
@@ -47,9 +48,9 @@ RETRY_S = 1.0
 _logger = logging.getLogger(__name__)
 
 
-def open_transport(address: Address) -> Transport:
+def open_transport(address: Address, access: Access | None = None) -> Transport:
     """Returns what carries requests to an address: shared memory where it can be had, and gRPC."""
-    by_grpc = GrpcTransport(address)
+    by_grpc = GrpcTransport(address, access)
     if not (IS_SUPPORTED and address.same_host_path):
         return by_grpc
     return SameHostTransport(address, otherwise=by_grpc)

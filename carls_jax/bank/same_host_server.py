@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank import same_host_handshake, status
 from carls_jax.bank.listening import remove_stale_socket
+from carls_jax.bank.pacing import client_of_process
 from carls_jax.bank.same_host_connection import MAX_MESSAGE_BYTES, Connection, Kind, LinkError
 from carls_jax.bank.same_host_segment import IS_SUPPORTED
 from carls_jax.bank.staging import Staging
@@ -125,9 +126,10 @@ class SameHostServer:
         """Answers one client until it goes."""
         try:
             connection = same_host_handshake.welcome(peer)
+            client = client_of_process(connection.process())
             with TableSharing(connection, self._staging.share) as sharing:
                 while True:
-                    self._answer(connection, sharing)
+                    self._answer(connection, sharing, client)
         except OSError as error:
             _logger.debug("a connection at %s ended: %s", self._path, error)
         finally:
@@ -135,7 +137,7 @@ class SameHostServer:
                 del self._peers[threading.current_thread()]
                 peer.close()
 
-    def _answer(self, connection: Connection, sharing: TableSharing) -> None:
+    def _answer(self, connection: Connection, sharing: TableSharing, client: str) -> None:
         """Answers the next request of a client."""
         connection.deadline = None
         packet = connection.receive()
@@ -148,7 +150,7 @@ class SameHostServer:
             return
         kind, arrays = Kind.REPLY, _NO_ARRAYS
         try:
-            reply, arrays = self._staging.answer(_parsed(message), pieces)
+            reply, arrays = self._staging.answer(_parsed(message), pieces, client=client)
             message = reply.SerializeToString()
         except LinkError:
             raise

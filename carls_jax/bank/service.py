@@ -48,6 +48,7 @@ def answer(bank: Bank, request: pb.Request, arrays: Arrays) -> Answer:
     try:
         reply, answered = _ANSWERS[call](bank, getattr(request, call), arrays)
         reply.incarnation = bank.identity.incarnation
+        reply.last_alter = bank.last_alter
     except BankClosedError as error:
         # "Closed" would tell the client that it closed its own bank object.
         raise BankUnavailableError("the bank's server is stopping") from error
@@ -120,7 +121,7 @@ def _describe(bank: Bank, call: pb.Describe, arrays: Arrays) -> Answer:
 def _take_snapshot(bank: Bank, call: pb.TakeSnapshot, arrays: Arrays) -> Answer:
     if call.uuid and not _UUID.fullmatch(call.uuid):
         raise InvalidInputError(f"uuid={call.uuid!r}: allowed are 32 hexadecimal digits")
-    snapshot = bank.snapshot(call.label, uuid=call.uuid or None)
+    snapshot = bank.snapshot(call.label, uuid=call.uuid or None, is_frozen=call.is_frozen)
     return pb.Reply(snapshot=messages.pack_snapshot(snapshot)), {}
 
 
@@ -135,6 +136,22 @@ def _restore(bank: Bank, call: pb.Restore, arrays: Arrays) -> Answer:
     return pb.Reply(snapshot=messages.pack_snapshot(bank.restore(wanted))), {}
 
 
+def _freeze(bank: Bank, call: pb.Freeze, arrays: Arrays) -> Answer:
+    if not _UUID.fullmatch(call.uuid):
+        raise InvalidInputError(f"uuid={call.uuid!r}: allowed are 32 hexadecimal digits")
+    (bank.thaw if call.ends else bank.freeze)(call.uuid)
+    return pb.Reply(snapshots=pb.Snapshots()), {}
+
+
+def _pin_snapshots(bank: Bank, call: pb.PinSnapshots, arrays: Arrays) -> Answer:
+    bank.pin(call.owner, list(call.uuids))
+    return pb.Reply(snapshots=pb.Snapshots()), {}
+
+
+def _verify_snapshot(bank: Bank, call: pb.VerifySnapshot, arrays: Arrays) -> Answer:
+    return pb.Reply(snapshot=messages.pack_snapshot(bank.verify(call.name))), {}
+
+
 _ANSWERS: dict[str, Callable[[Bank, Any, Arrays], Answer]] = {
     "hello": _hello,
     "change": _change,
@@ -146,4 +163,7 @@ _ANSWERS: dict[str, Callable[[Bank, Any, Arrays], Answer]] = {
     "take_snapshot": _take_snapshot,
     "list_snapshots": _list_snapshots,
     "restore": _restore,
+    "freeze": _freeze,
+    "pin_snapshots": _pin_snapshots,
+    "verify_snapshot": _verify_snapshot,
 }

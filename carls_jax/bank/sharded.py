@@ -6,15 +6,17 @@ import os
 import threading
 import time
 import uuid as uuids
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from carls_jax.bank import changes, joining, merging
+from carls_jax.bank import changes, joining, merging, resuming
 from carls_jax.bank import knowledge_bank_pb2 as pb
+from carls_jax.bank.altering import check_alter
 from carls_jax.bank.changes import Change, Keys
 from carls_jax.bank.interface import (
     Applied,
@@ -22,16 +24,21 @@ from carls_jax.bank.interface import (
     BankIdentity,
     BankStats,
     SnapshotIdentity,
+    check_bank,
+    check_complete,
     find_snapshot,
 )
 from carls_jax.bank.joining import Followed
+from carls_jax.bank.labels import check_label
 from carls_jax.bank.merging import Part
+from carls_jax.bank.resuming import Unfinished
 from carls_jax.bank.rows import Rows, Written
 from carls_jax.bank.transport import check_same_process
 from carls_jax.bank.values import check_gradients, check_keys, check_values
 from carls_jax.errors import (
     BankClosedError,
     BankIdentityError,
+    BankOverloadedError,
     CarlsError,
     InvalidInputError,
     SnapshotNotFoundError,
@@ -40,6 +47,9 @@ from carls_jax.keys import PADDING, shard_of
 
 # So that a few callers at once do not wait for one another.
 THREADS_PER_SHARD = 4
+# How soon, and for how long, a snapshot is tried again while another one is taken.
+BUSY_PAUSE_S = 0.1
+BUSY_TIMEOUT_S = 1800.0
 # A scan's place is a shard and, in the lower bits, a place in it.
 _PLACE_BITS = 48
 
@@ -52,8 +62,10 @@ class ShardedBank(Bank):
 
     A call goes, at the same time, to the shards that have something to do; padding is not sent.
     What a client sends is checked before any shard gets its part, so a bad request changes nothing;
-    but that a shard is full or away is found out when others may have applied their part. Methods
-    may be called from several threads at once, in the process that made the object.
+    but that a shard is full or away is found out when others may have applied their part: a change
+    is applied whole or not at all on each shard, and `resume` goes on with one that only some have
+    applied. Methods may be called from several threads at once, in the process that made the
+    object.
 
     Args:
       shards: The banks that hold the shards, in order; closed with this one.
@@ -76,6 +88,11 @@ class ShardedBank(Bank):
         self._is_closed = False
 
     @property
+    def shards(self) -> Sequence[Bank]:
+        """The banks that hold the shards, in order."""
+        return tuple(self._shards)
+
+    @property
     def identity(self) -> BankIdentity:
         """Which bank this is; its incarnation changes with that of any shard."""
         identities = [shard.identity for shard in self._open()]
@@ -93,29 +110,52 @@ class ShardedBank(Bank):
 
     def apply(self, change: Change) -> Applied:
         shards = self._open()
-        if change.kind in ("create_table", "advance"):
-            return merging.merged_applied(
-                self._ask(shards, lambda shard: shard.apply(_part_of(change)))
-            )
+        if change.kind == "alter":
+            self._check_alter(change)
+        if change.kind in ("create_table", "alter", "advance"):
+            return self._finish({shard: _part_of(change) for shard in range(len(shards))}, {})
         self._check(change)
         parts = self._split(change.keys)
-        try:
-            applied = self._ask(
-                parts, lambda part: shards[part.shard].apply(_part_of(change, part.positions))
-            )
-        except CarlsError as error:
-            if len(parts) == 1:
-                raise
-            message = f"{error}. Other shards may have applied their part of this change"
-            raise type(error)(message) from error
-        by = change.header.author
-        if by.step != changes.NO_STEP:
-            # Shards that got no row learn the step all the same, so that all measure ages alike.
-            told = {part.shard for part in parts}
-            self._ask(
-                self._others(told), lambda shard: shard.apply(_part_of(changes.advance(by=by)))
-            )
-        return merging.merged_applied(applied)
+        return self._finish({one.shard: _part_of(change, one.positions) for one in parts}, {})
+
+    def resume(self, error: CarlsError) -> Applied:
+        """As `Bank.resume`; shards that have applied their part are not asked again."""
+        unfinished = resuming.unfinished(error)
+        return self._finish(unfinished.left, unfinished.applied)
+
+    def _finish(self, left: Mapping[int, Change], applied: Mapping[int, Applied]) -> Applied:
+        """Has the parts that are left applied, and says with the error what is left then."""
+        shards = self._open()
+
+        def apply(index: int) -> Applied | CarlsError:
+            try:
+                return shards[index].apply(left[index])
+            except CarlsError as error:
+                return error
+
+        answers = dict(zip(left, self._ask(list(left), apply), strict=True))
+        done = {i: one for i, one in answers.items() if isinstance(one, Applied)} | dict(applied)
+        failed = {i: one for i, one in answers.items() if isinstance(one, CarlsError)}
+        if failed:
+            raise _unfinished_error(failed, left, done)
+        by = next(iter(left.values())).header.author
+        untold = set(range(len(shards))) - set(done)
+        if by.step == changes.NO_STEP or not untold:
+            return merging.merged_applied(list(done.values()))
+        # Shards that got no row learn the step all the same, so that all measure ages alike.
+        return self._finish({i: _part_of(changes.advance(by=by)) for i in sorted(untold)}, done)
+
+    @property
+    def last_alter(self) -> int:
+        return sum(shard.last_alter for shard in self._shards)
+
+    def _check_alter(self, change: Change) -> None:
+        """Finds whether any shard would refuse it, before one of them applies it."""
+        spec = changes.spec_of(change)
+        for stats in self._ask(self._open(), lambda shard: shard.stats()):
+            if spec.name in stats.tables:
+                table = stats.tables[spec.name]
+                check_alter(table.spec, spec, num_rows=table.num_rows)
 
     def _check(self, change: Change) -> None:
         """Finds what one shard alone might refuse, before any gets its part."""
@@ -184,27 +224,80 @@ class ShardedBank(Bank):
     def stats(self) -> BankStats:
         return merging.merged_stats(self._ask(self._open(), lambda shard: shard.stats()))
 
-    def snapshot(self, label: str, *, uuid: str | None = None) -> SnapshotIdentity:
-        chosen = uuid or uuids.uuid4().hex
-        return merging.merged_snapshot(
-            self._ask(self._open(), lambda shard: shard.snapshot(label, uuid=chosen))
-        )
+    def snapshot(
+        self, label: str, *, uuid: str | None = None, is_frozen: bool = False
+    ) -> SnapshotIdentity:
+        check_label(label)
+        shards, chosen = self._open(), uuid or uuids.uuid4().hex
+        if uuid and (taken := self._taken(label, uuid)):
+            return taken
+        self._freeze(shards, chosen)
+        try:
+            return merging.merged_snapshot(
+                self._ask(shards, lambda one: one.snapshot(label, uuid=chosen, is_frozen=True))
+            )
+        except BaseException:
+            self._thaw(shards, chosen)
+            raise
+
+    def _taken(self, label: str, uuid: str) -> SnapshotIdentity | None:
+        """Returns the snapshot of a UUID if there is one already.
+
+        Raises:
+          InvalidInputError: Only some shards have it, and no other can take it at that instant any
+            more; or it has another label.
+        """
+        held = self._ask(self._shards, lambda shard: find_snapshot(shard.snapshots(), uuid))
+        there = [one for one in held if one]
+        if there and (len(there) < len(held) or there[0].label != label):
+            raise InvalidInputError(
+                f"uuid={uuid!r} is of another snapshot, or of one that only some shards could "
+                "take: choose another"
+            )
+        return merging.merged_snapshot(there) if there else None
+
+    def _freeze(self, shards: Sequence[Bank], uuid: str) -> None:
+        """Holds back the changes of all shards: at the end of this no change is under way."""
+        deadline = time.monotonic() + BUSY_TIMEOUT_S
+        while True:
+            try:
+                # In order, so that of two who do this one waits for the other.
+                for shard in shards:
+                    shard.freeze(uuid)
+                return
+            except CarlsError as error:
+                self._thaw(shards, uuid)
+                is_busy = isinstance(error, BankOverloadedError)
+                if not is_busy or time.monotonic() > deadline:
+                    raise
+            time.sleep(BUSY_PAUSE_S)
+
+    def _thaw(self, shards: Sequence[Bank], uuid: str) -> None:
+        for shard in shards:
+            with suppress(CarlsError):  # it ends by itself
+                shard.thaw(uuid)
 
     def snapshots(self) -> list[SnapshotIdentity]:
         return merging.complete_snapshots(self._ask(self._open(), lambda shard: shard.snapshots()))
 
     def restore(self, snapshot: SnapshotIdentity | str) -> SnapshotIdentity:
-        shards, bank_id = self._open(), self.identity.bank_id
-        if isinstance(snapshot, SnapshotIdentity) and snapshot.bank_id != bank_id:
-            raise BankIdentityError(
-                f"snapshot {snapshot.label!r} is of bank {snapshot.bank_id}; this is {bank_id}"
-            )
+        # A shard that finds its part damaged must do so before the others have taken theirs over.
+        uuid = self.verify(snapshot).uuid
+        return merging.merged_snapshot(self._ask(self._open(), lambda one: one.restore(uuid)))
+
+    def verify(self, snapshot: SnapshotIdentity | str) -> SnapshotIdentity:
+        shards = self._open()
+        check_bank(snapshot, self.identity.bank_id)
         complete = self.snapshots()
         found = find_snapshot(complete, snapshot)
         if found is None:
             labels = ", ".join(one.label for one in complete) or "none"
             raise SnapshotNotFoundError(f"no snapshot {snapshot!r}; there are: {labels}")
-        return merging.merged_snapshot(self._ask(shards, lambda shard: shard.restore(found.uuid)))
+        return merging.merged_snapshot(self._ask(shards, lambda shard: shard.verify(found.uuid)))
+
+    def pin(self, owner: str, snapshots: Sequence[SnapshotIdentity | str]) -> None:
+        shards, uuids = self._open(), check_complete(self.snapshots(), snapshots)
+        self._ask(shards, lambda shard: shard.pin(owner, uuids))
 
     def close(self) -> None:
         self._is_closed = True
@@ -255,6 +348,32 @@ def _check_order(identities: Sequence[BankIdentity]) -> None:
                 f"{identities[0].bank_id}: give the addresses of all servers of one bank, in the "
                 "order of their shards"
             )
+
+
+def _unfinished_error(
+    failed: Mapping[int, CarlsError], left: Mapping[int, Change], done: Mapping[int, Applied]
+) -> CarlsError:
+    """Returns the error of a change of which some parts failed, with what is left of it."""
+    error = first = next(iter(failed.values()))
+    if not done and not any(map(resuming.is_marked, failed.values())):
+        return error  # it was refused whole
+    parts = {
+        index: next(iter(resuming.unfinished(one).left.values()))
+        if resuming.is_marked(one)
+        else left[index]
+        for index, one in failed.items()
+    }
+    if len(failed) + len(done) > 1:
+        unsure = [index for index, one in failed.items() if resuming.is_marked(one)]
+        told = {
+            "applied their part": done,
+            "refused it": failed.keys() - set(unsure),
+            "may have applied it": unsure,
+        }
+        parts_of = [f"shards {sorted(ones)} {what}" for what, ones in told.items() if ones]
+        error = type(first)(f"{first}. {', '.join(parts_of)}; resume(error) goes on with it")
+        error.__cause__ = first
+    return resuming.mark(error, Unfinished(parts, done))
 
 
 def _part_of(change: Change, positions: NDArray[np.intp] | None = None) -> Change:

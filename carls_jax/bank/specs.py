@@ -16,6 +16,7 @@ import numpy as np
 from carls_jax.bank.compact import FORMS, stored_dtype, stored_shape
 from carls_jax.bank.initializers import Initializer, zeros
 from carls_jax.bank.lazy import Lazy
+from carls_jax.bank.limits import Limit
 from carls_jax.bank.optimizers import OptimizerSpec
 from carls_jax.errors import (
     DtypeError,
@@ -30,6 +31,7 @@ DTYPES = (
 )  # fmt: skip
 MAX_FIELDS = 256
 MAX_ROW_BYTES = 1 << 24  # of one field
+MAX_TABLE_ROW_BYTES = 1 << 26
 MAX_DIMENSIONS = 8
 MAX_HISTORY = 1024
 MAX_NAME_LETTERS = 256
@@ -99,6 +101,11 @@ class Field:
         self._check_optimizer()
         self._check_lazy()
         _check_integer(self.history, "Field(history)", lowest=0, highest=MAX_HISTORY)
+        if self.history * self.row_bytes > MAX_ROW_BYTES:
+            raise ShapeError(
+                f"Field(shape={self.shape}, history={self.history}) takes "
+                f"{self.history * self.row_bytes} bytes a row: allowed are {MAX_ROW_BYTES}"
+            )
         if self.group is not None:
             check_name(self.group, argument="Field(group)")
 
@@ -186,7 +193,8 @@ class TableSpec:
       keys: "int": 64-bit integers as they are; "str": strings, held as 64-bit fingerprints.
       per_source: One row per key and source, so that several models speak about the same key.
       seed: Seed of the initial rows.
-      max_rows: Rows the table may hold.
+      max_rows: Rows the table may hold; a change that would add more is refused.
+      limit: Which rows go, so that others have room, and which are let in. None: all stay.
     """
 
     name: str
@@ -195,6 +203,7 @@ class TableSpec:
     per_source: bool = False
     seed: int = 0
     max_rows: int = DEFAULT_MAX_ROWS
+    limit: Limit | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, argument="TableSpec(name)")
@@ -214,6 +223,26 @@ class TableSpec:
         # A read-only copy: nobody can alter a spec through the mapping it was made from.
         object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
         self._check_groups()
+        self._check_limit()
+        row_bytes = sum(one.row_bytes * (1 + one.history) for one in self.fields.values())
+        if row_bytes > MAX_TABLE_ROW_BYTES:
+            raise ShapeError(
+                f"TableSpec(fields) of {self.name!r}: a row takes {row_bytes} bytes, with its "
+                f"histories: allowed are {MAX_TABLE_ROW_BYTES}; make several tables"
+            )
+
+    def _check_limit(self) -> None:
+        if self.limit is None:
+            return
+        if not isinstance(self.limit, Limit):
+            raise InvalidInputError(
+                f"TableSpec(limit={self.limit!r}): give a Limit, such as Limit(max_rows=1000)"
+            )
+        if self.limit.max_rows is not None and self.limit.max_rows > self.max_rows:
+            raise InvalidInputError(
+                f"TableSpec(limit=Limit(max_rows={self.limit.max_rows}), max_rows={self.max_rows}):"
+                " a limit is at most the table's max_rows"
+            )
 
     def _check_groups(self) -> None:
         for group, names in self.groups.items():
@@ -267,7 +296,7 @@ class TableSpec:
     def check_agrees(self, existing: TableSpec) -> None:
         """Compares this spec with an existing table's.
 
-        Hyper-parameters may differ: those of optimizers, and of lazy updates.
+        Hyper-parameters may differ: those of optimizers, of lazy updates, and the limit.
 
         Raises:
           SpecMismatchError: They disagree; the message lists each difference.
@@ -280,7 +309,8 @@ class TableSpec:
         ]
         if differences:
             raise SpecMismatchError(
-                f"table {self.name!r} exists with another spec: {'; '.join(differences)}"
+                f"table {self.name!r} exists with another spec: {'; '.join(differences)}. "
+                "bank.alter(spec) adds fields and changes max_rows"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -292,13 +322,15 @@ class TableSpec:
             "per_source": self.per_source,
             "seed": self.seed,
             "max_rows": self.max_rows,
+            "limit": self.limit.to_dict() if self.limit else None,
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> TableSpec:
         """Makes the spec that `to_dict` described."""
         fields = {name: Field.from_dict(one) for name, one in data["fields"].items()}
-        return cls(**{**data, "fields": fields})
+        limit = data.get("limit") and Limit.from_dict(data["limit"])
+        return cls(**{**data, "fields": fields, "limit": limit})
 
 
 def _checked_dtype(dtype: object) -> str:

@@ -6,9 +6,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from carls_jax.bank import bounds, service, wire
 from carls_jax.bank import knowledge_bank_pb2 as pb
-from carls_jax.bank import service, wire
 from carls_jax.bank.interface import Bank, BankIdentity
+from carls_jax.bank.pacing import Pacing
 from carls_jax.bank.table_shard import TableShard
 from carls_jax.errors import BankOverloadedError
 
@@ -21,27 +22,40 @@ class Staging:
     Args:
       bank: What answers.
       max_bytes: The most that arrays of requests may take at once.
+      pacing: Limits the rows of each client.
     """
 
-    def __init__(self, bank: Bank, *, max_bytes: int) -> None:
+    def __init__(self, bank: Bank, *, max_bytes: int, pacing: Pacing | None = None) -> None:
         self._bank = bank
+        self._pacing = pacing
         self._max_bytes = max_bytes
         self._free = max_bytes
         self._lock = threading.Lock()
 
-    def answer(self, request: pb.Request, pieces: Iterable[memoryview]) -> service.Answer:
+    def answer(
+        self, request: pb.Request, pieces: Iterable[memoryview], *, client: str = ""
+    ) -> service.Answer:
         """Copies a request's arrays from the pieces that carry them, then has it answered.
+
+        Args:
+          request: What is asked.
+          pieces: The bytes of its arrays.
+          client: Who asks, see `pacing`.
 
         Returns:
           The reply with the headers of its arrays, and the arrays.
 
         Raises:
-          BankOverloadedError: There is no room for the arrays now.
-          InvalidInputError: The bytes are not those that the headers say.
+          BankOverloadedError: There is no room for the arrays now, or the client has had its rows.
+          InvalidInputError: The bytes are not those that the headers say, or a text or list of the
+            request is too long.
           CarlsError: As `service.answer`.
         """
+        bounds.check_request(request)
         staged = wire.Assembly(request.arrays, max_bytes=self._max_bytes)
         with self._hold(staged.num_bytes):
+            if self._pacing:
+                self._pacing.let_in(client, request)
             staged.add(pieces)
             sent = staged.arrays()
             for array in sent.values():
@@ -61,7 +75,8 @@ class Staging:
             if num_bytes > self._free:
                 raise BankOverloadedError(
                     f"a request of {num_bytes} bytes: the server has room for {self._free} of "
-                    f"{self._max_bytes} now; try again, or send fewer rows per call"
+                    f"{self._max_bytes} now; try again, or send fewer rows per call",
+                    retry_after_s=0.0,
                 )
             self._free -= num_bytes
         try:

@@ -7,15 +7,19 @@ status code goes with them; codes without a name come from gRPC itself, or from 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
+from contextlib import suppress
 
 import grpc
 from grpc import StatusCode
 
 from carls_jax import errors
-from carls_jax.errors import BankInternalError, CarlsError
+from carls_jax.errors import BankInternalError, BankOverloadedError, CarlsError
 
 CLASS_TRAILER = "carls-error"
+# Seconds; goes with a BankOverloadedError after which a client may try again.
+RETRY_TRAILER = "carls-retry-after"
 # gRPC sends a message as a trailer, where a letter takes up to twelve bytes.
 MAX_MESSAGE_LETTERS = 2000
 MAX_TRAILERS_BYTES = 1 << 16
@@ -70,16 +74,17 @@ def as_sent(error: Exception) -> CarlsError:
 def pack_error(error: Exception) -> bytes:
     """Turns an error into the bytes that carry it where gRPC does not."""
     sent = as_sent(error)
-    text = f"{type(sent).__name__}\n{message_of(sent)}"
+    text = f"{type(sent).__name__} {_retry_after(sent)}\n{message_of(sent)}"
     return text.encode(errors="backslashreplace")
 
 
 def unpack_error(raw: bytes) -> CarlsError:
     """Undoes `pack_error`; a class that is not known here becomes BankInternalError."""
-    name, _, message = raw.decode(errors="replace").partition("\n")
+    head, _, message = raw.decode(errors="replace").partition("\n")
+    name, _, retry_after = head.partition(" ")
     if name in _ERROR_OF_NAME:
-        return _ERROR_OF_NAME[name](message)
-    return BankInternalError(f"the server failed: {name}: {message}")
+        return _noted(_ERROR_OF_NAME[name](message), retry_after)
+    return BankInternalError(f"the server failed: {head}: {message}")
 
 
 def code_of(error: CarlsError) -> StatusCode:
@@ -96,8 +101,11 @@ def message_of(error: CarlsError) -> str:
 
 
 def trailers_of(error: CarlsError) -> tuple[tuple[str, str], ...]:
-    """Returns the trailing metadata that carries an error's class."""
-    return ((CLASS_TRAILER, type(error).__name__),)
+    """Returns the trailing metadata that carries what the code and the message do not say."""
+    named = (CLASS_TRAILER, type(error).__name__)
+    if retry_after := _retry_after(error):
+        return (named, (RETRY_TRAILER, retry_after))
+    return (named,)
 
 
 def sent_class(error: grpc.RpcError) -> type[CarlsError] | None:
@@ -106,6 +114,29 @@ def sent_class(error: grpc.RpcError) -> type[CarlsError] | None:
         if trailer.key == CLASS_TRAILER:
             return _ERROR_OF_NAME.get(str(trailer.value))
     return None
+
+
+def sent_error(error: grpc.RpcError) -> CarlsError | None:
+    """Returns the error that the server raised; None: gRPC itself failed."""
+    cls = sent_class(error)
+    if cls is None:
+        return None
+    trailers = {one.key: str(one.value) for one in error.trailing_metadata() or ()}
+    return _noted(cls(error.details()), trailers.get(RETRY_TRAILER, ""))
+
+
+def _retry_after(error: CarlsError) -> str:
+    if isinstance(error, BankOverloadedError) and error.retry_after_s is not None:
+        return f"{error.retry_after_s:.3f}"
+    return ""
+
+
+def _noted(error: CarlsError, retry_after: str) -> CarlsError:
+    """Returns an error with what the server said of trying again, if that is a time."""
+    with suppress(ValueError):
+        if isinstance(error, BankOverloadedError) and math.isfinite(seconds := float(retry_after)):
+            error.retry_after_s = max(seconds, 0.0)
+    return error
 
 
 def class_of(code: StatusCode) -> type[CarlsError]:

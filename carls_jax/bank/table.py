@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from carls_jax.bank import changes, requests, showing
 from carls_jax.bank import knowledge_bank_pb2 as pb
+from carls_jax.bank.blending import check_blend
 from carls_jax.bank.changes import DEFAULT_CLOCK, NO_STEP
 from carls_jax.bank.compact import decode, decoded_rows, encode
 from carls_jax.bank.rows import Rows, Written
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 # making room for them in the key index holds scans up for a millisecond.
 BLOCK_BYTES = 8 << 20
 BLOCK_ROWS = 16_384
+_MAX_REQUESTS = 256
 
 
 class Table:
@@ -44,6 +47,8 @@ class Table:
         self.bank = bank
         self.spec = spec
         self._flows: dict[tuple[str, str], Flow] = {}
+        make = partial(requests.lookup, spec, me=bank.source)
+        self._make_request, self._known_request = make, lru_cache(_MAX_REQUESTS, typed=True)(make)
 
     @property
     def name(self) -> str:
@@ -84,9 +89,7 @@ class Table:
           FieldNotFoundError: A field does not exist.
           InvalidInputError: An argument cannot work; the message says which and why.
         """
-        request = requests.lookup(
-            self.spec,
-            me=self.bank.source,
+        request = self._request(
             fields=fields,
             create=create,
             sources=sources,
@@ -107,9 +110,10 @@ class Table:
         step: int = NO_STEP,
         clock: str = DEFAULT_CLOCK,
         source: str | None = None,
-        if_newer: bool = False,
+        if_newer: bool | Sequence[str] = False,
+        blend: float = 0.0,
     ) -> Applied:
-        """Overwrites fields, creating the rows that are not there.
+        """Overwrites fields, or blends them, creating the rows that are not there.
 
         Args:
           keys: `[n]`; of a repeated key the last value stays.
@@ -117,16 +121,24 @@ class Table:
           step: Model step that the values were made with.
           clock: Clock that `step` is on.
           source: The job that writes. None: the bank object's own `source`.
-          if_newer: Leaves a field as it is where its step is higher than `step`; ties are written.
+          if_newer: Leaves a field as it is where its own step, on the same clock, is higher than
+            `step`; ties are written. Names of fields: those alone, with their groups.
+          blend: Share of the present value that is kept, from 0 (none) to below 1: the new value is
+            `blend * present + (1 - blend) * given`, an exponential moving average. A field that was
+            never written takes what is given. For float fields; see `carls_jax.bank.blending`.
 
         Raises:
           FieldNotFoundError, ShapeError, DtypeError, NonFiniteError, KeyKindError: nothing changed.
+          InvalidInputError: An argument cannot work; nothing changed.
           BankFullError: The table has no room for the new rows; nothing changed.
         """
         ids = as_keys(self.spec, keys)
         arrays = self._encoded(as_values(self.spec, values, num_keys=ids.size))
+        check_blend(self.spec, arrays, blend)
+        guarded = requests.checked_if_newer(arrays, if_newer)
         by = self._author(step, clock, source)
-        applied = self.bank.apply(changes.update(self.name, ids, arrays, by=by, if_newer=if_newer))
+        change = changes.update(self.name, ids, arrays, by=by, if_newer=guarded, blend=blend)
+        applied = self.bank.apply(change)
         self._count("update", arrays)
         return applied
 
@@ -329,6 +341,13 @@ class Table:
     def _author(self, step: int, clock: str, source: str | None) -> pb.Author:
         name = self.bank.source if source is None else source
         return requests.author(self.spec, step=step, clock=clock, source=name)
+
+    def _request(self, **asked: Any) -> pb.Lookup:
+        """Returns the request for a lookup; most are like earlier ones, and nobody alters them."""
+        try:
+            return self._known_request(**asked)
+        except TypeError:  # lists cannot be looked up among them
+            return self._make_request(**asked)
 
     def _count(self, direction: Direction, arrays: Mapping[str, NDArray[Any]]) -> None:
         for name, array in arrays.items():

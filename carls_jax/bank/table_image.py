@@ -5,7 +5,6 @@ m is a number of rows.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -129,13 +128,7 @@ class TableImage:
             every.take(slots - start, axis=0, out=out, mode="clip")
 
     def _copy_range(self, name: str, start: int, out: NDArray[Any]) -> None:
-        column, memory = self.columns[name], self._memory
-        if memory is None or not memory.is_shared:
-            out[...] = column[start : start + out.shape[0]]
-            return
-        # Read through its mapping, shared memory that was never written would be taken for good:
-        # a snapshot of a column of 512 MB of zeros took 512 MB.
-        assert out.flags.c_contiguous, name
-        place = memory.parts[name].offset + start * column.strides[0]
-        num_bytes = os.preadv(memory.descriptor, [out.reshape(-1).view(np.uint8).data], place)
-        assert num_bytes == out.nbytes, "the table's memory ended"
+        if self._memory is not None:
+            self._memory.read(name, start, out)
+        else:
+            out[...] = self.columns[name][start : start + out.shape[0]]

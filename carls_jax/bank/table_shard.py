@@ -19,9 +19,12 @@ from carls_jax.bank.before_images import Room
 from carls_jax.bank.changes import DEFAULT_CLOCK, Keys
 from carls_jax.bank.columns import SLICE_BYTES, SLICE_ROWS, Slots, reservable_rows, reserve
 from carls_jax.bank.compact import encode
+from carls_jax.bank.huge_pages import HUGE_PAGE
 from carls_jax.bank.index import NO_KEYS_INDEX, KeyIndex, index_of, index_parts
 from carls_jax.bank.initializers import zeros
 from carls_jax.bank.layout import Column, columns_of
+from carls_jax.bank.limiter import Limiter
+from carls_jax.bank.limits import Limit
 from carls_jax.bank.names import Counts, Names
 from carls_jax.bank.optimizers import RowOptimizer, row_optimizer
 from carls_jax.bank.row_pusher import RowPusher
@@ -39,6 +42,8 @@ MAX_CLOCKS = 1 << 8
 MAX_SOURCES = 1 << 16
 # In a per-source table each author has an index of its own.
 MAX_AUTHORS = 1 << 12
+# Rows that `take_over` enters in the key index at once.
+_ENTERED_ROWS = 1 << 16
 
 
 class TableShard:
@@ -63,33 +68,23 @@ class TableShard:
       memory: Where the columns, the guards and the key index are.
       guards: uint32 `[max_rows]`, see `row_guard`.
       pushers: What pushes to some of the fields, by their names.
+      limiter: What the table's limit is decided by. None: it has no limit.
     """
 
-    def __init__(self, spec: TableSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: TableSpec, *, min_slots: int = 0) -> None:
         self.writer = threading.Lock()
         self.lock = threading.Lock()
         self.sources = Names("", limit=MAX_AUTHORS if spec.per_source else MAX_SOURCES)
         self.clocks = Names(DEFAULT_CLOCK, limit=MAX_CLOCKS)
         self.counts = Counts()
         self.rows_written = Counts()
-        self.optimizers: dict[str, RowOptimizer] = {
-            name: row_optimizer(field.optimizer, field.shape, np.dtype(field.dtype))
-            for name, field in spec.fields.items()
-            if field.optimizer
-        }
-        layout = columns_of(spec, self.optimizers)
-        self._fills = {name: column.fill for name, column in layout.items() if column.fill}
-        self._row_bytes = sum(column.row_bytes for column in layout.values())
-        self._max_rows = min(
-            reservable_rows(spec.max_rows, column.row_bytes) for column in layout.values()
-        )
-        self.memory = TableMemory(_parts(layout, self._max_rows))
+        layout = self._learn(spec)
+        num_slots = max(self._max_rows, min_slots)
+        self.memory = TableMemory(_parts(layout, num_slots))
         self.columns: dict[str, NDArray[Any]] = {name: self.memory.arrays[name] for name in layout}
         self.guards: NDArray[np.uint32] = self.memory.arrays["guards"]
         self._reader = RowReader(self.memory.arrays)
         self._writer = RowWriter(self.columns, self.guards)
-        self.pushers: dict[tuple[str, ...], RowPusher] = {}
         value_bytes = sum(field.row_bytes for field in spec.fields.values())
         self._slice_rows = max(1, min(SLICE_ROWS, SLICE_BYTES // value_bytes))
         # By author; "" in a table without authors.
@@ -98,9 +93,42 @@ class TableShard:
             self._indexes[""] = KeyIndex(self.columns["key"], memory=index_of(self.memory.arrays))
         self._num_rows = 0
         self._used = 0  # slots below this were given out at least once
-        self._free = reserve(self._max_rows, (), np.int32)  # a stack of slots to be used again
+        self._free = reserve(num_slots, (), np.int32)  # a stack of slots to be used again
         self._num_free = 0
         self._image: TableImage | None = None  # while a snapshot is under way
+        self.limiter: Limiter | None = None
+        self.limit_to(spec.limit)
+
+    def _learn(self, spec: TableSpec) -> dict[str, Column]:
+        """Notes what a spec says, and returns the columns that it wants."""
+        self.spec = spec
+        self.optimizers = _optimizers(spec)
+        self.pushers: dict[tuple[str, ...], RowPusher] = {}
+        layout = columns_of(spec, self.optimizers)
+        self._fills = {name: column.fill for name, column in layout.items() if column.fill}
+        self._row_bytes = sum(column.row_bytes for column in layout.values())
+        self._max_rows = _max_rows(spec, layout)
+        return layout
+
+    def can_follow(self, spec: TableSpec) -> bool:
+        """Tells whether the columns are those that another spec wants, and enough of them.
+
+        Raises:
+          ConfigError: The spec's limit allows no row.
+        """
+        layout = columns_of(spec, _optimizers(spec))
+        if spec.limit:
+            spec.limit.num_rows(sum(column.row_bytes for column in layout.values()))
+        shapes = {name: (column.dtype, column.shape) for name, column in layout.items()}
+        own = {name: (column.dtype, column.shape[1:]) for name, column in self.columns.items()}
+        return shapes == own and _max_rows(spec, layout) <= len(self.guards)
+
+    def follow(self, spec: TableSpec) -> None:
+        """Goes on with another spec, which wants the same columns."""
+        limits = self.spec.limit, self._max_rows
+        self._learn(spec)
+        if (spec.limit, self._max_rows) != limits:
+            self.limit_to(spec.limit)
 
     @property
     def num_rows(self) -> int:
@@ -145,6 +173,52 @@ class TableShard:
         rows = self._reader.read(keys, names, memory)
         assert rows is not None, "a reader that may wait for ever gave up"
         return rows
+
+    def limit_to(self, limit: Limit | None) -> None:
+        """Has the table keep to another limit, from the next change on.
+
+        Raises:
+          ConfigError: The limit allows no row.
+        """
+        earlier, self.limiter = self.limiter, None
+        if limit is not None:
+            self.limiter = Limiter(
+                limit,
+                row_bytes=self._row_bytes,
+                max_rows=self._max_rows,
+                reserved_rows=len(self.guards),
+            )
+        if earlier and self.limiter:
+            self.limiter.take_over(earlier, num_slots=self._used)
+        # Lookups in other processes would go unnoticed.
+        self.memory.arrays["retired"][0] = not self.is_shared
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes may read the table's memory."""
+        is_noticed = self.limiter is None or self.limiter.used is None
+        return self.memory.is_shared and not self.spec.per_source and is_noticed
+
+    def note_lookup(self, keys: Keys, sources: Iterable[str]) -> None:
+        """Notes that rows of keys `[n]` and of sources are being used; needs no lock."""
+        limiter = self.limiter  # a change may set another one meanwhile
+        for source in sources:
+            index = self._indexes.get(self._author(source))
+            if limiter is not None and index is not None:
+                limiter.note_lookup(keys, self.columns["key"], index.memory)
+
+    def keys_by_source(self, slots: Slots) -> Iterator[tuple[str, Keys]]:
+        """Yields the keys of rows `[n]`, those of a source together; "" in a table without."""
+        for source, rows in self._by_source(slots):
+            yield source, self.columns["key"][rows]
+
+    def _by_source(self, slots: Slots) -> Iterator[tuple[str, Slots]]:
+        if not self.spec.per_source:
+            yield "", slots
+            return
+        authors, sources = self.columns["author"][slots], list(self.sources)
+        for author in np.unique(authors).tolist():
+            yield sources[author], slots[authors == author]
 
     def retire(self) -> None:
         """Tells the processes that read the table's memory to read it no more."""
@@ -275,7 +349,6 @@ class TableShard:
         self._free[self._num_free : self._num_free + slots.size] = slots
         self._num_free += slots.size
         self._num_rows -= slots.size
-        self.counts.add({"rows_deleted": slots.size})
 
     def keep_before(self, slots: Slots) -> None:
         """Keeps what different slots `[n]` hold, if a snapshot that is under way needs it.
@@ -340,6 +413,33 @@ class TableShard:
             index = self._indexes[self._author(names[author])]
             index.insert(keys[chosen], slots[chosen])
 
+    def take_over(self, other: TableShard) -> None:
+        """Takes the rows of a table, at the same slots, and all else that it knows.
+
+        Fields that the other lacks get their initial values. The caller holds the other's `writer`;
+        nobody uses this table yet.
+        """
+        self.sources, self.clocks = other.sources, other.clocks
+        self.counts, self.rows_written = other.counts, other.rows_written
+        self._used, self._num_rows, self._num_free = other._used, other._num_rows, other._num_free
+        self._free[: self._num_free] = other._free[: self._num_free]
+        if self.limiter and other.limiter:
+            self.limiter.take_over(other.limiter, num_slots=self._used)
+        for name in self.columns.keys() & other.columns.keys():
+            other.memory.copy(name, self.columns[name][: self._used])
+        slots = self.live_slots()
+        for part in self.slices(slots.size):
+            keys = self.columns["key"][slots[part]]
+            first = self.first_values(keys, but=other.spec.fields)
+            added = {name: value for name, value in first.items() if name not in other.columns}
+            self._writer.write(slots[part], added)
+        for source, rows in self._by_source(slots):
+            index = self._indexes.setdefault(self._author(source), KeyIndex(self.columns["key"]))
+            for start in range(0, rows.size, _ENTERED_ROWS):
+                entered = rows[start : start + _ENTERED_ROWS]
+                index.insert(self.columns["key"][entered], entered)
+        self.memory.grew()
+
     def _author(self, source: str) -> str:
         return source if self.spec.per_source else ""
 
@@ -351,7 +451,22 @@ class TableShard:
         self._num_free -= reused
         self._used += num_rows - reused
         self._num_rows += num_rows
+        if self._used * self._row_bytes >= HUGE_PAGE:
+            self.memory.grew()
         return slots
+
+
+def _optimizers(spec: TableSpec) -> dict[str, RowOptimizer]:
+    return {
+        name: row_optimizer(field.optimizer, field.shape, np.dtype(field.dtype))
+        for name, field in spec.fields.items()
+        if field.optimizer
+    }
+
+
+def _max_rows(spec: TableSpec, layout: Mapping[str, Column]) -> int:
+    """Returns the rows that there may be of a table: as the spec says, or fewer that fit."""
+    return min(reservable_rows(spec.max_rows, column.row_bytes) for column in layout.values())
 
 
 def _parts(layout: Mapping[str, Column], max_rows: int) -> dict[str, Part]:

@@ -107,7 +107,7 @@ class TableSharing:
         """Answers a client that asks for a table: with a descriptor, or why there is none."""
         try:
             identity, table = self._share(name)
-            if not table.memory.is_shared or table.spec.per_source:
+            if not table.is_shared:
                 raise InvalidInputError(f"the memory of table {name!r} cannot be shared")
             if self._num_tables == MAX_SHARED_TABLES:
                 raise BankOverloadedError(f"{MAX_SHARED_TABLES} tables are shared already")

@@ -6,19 +6,24 @@ import itertools
 import os
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Protocol, TypeAlias
 
 import grpc
 from numpy.typing import NDArray
 
 from carls_jax.bank import knowledge_bank_pb2 as pb
-from carls_jax.bank import status, wire
+from carls_jax.bank import status, tls, wire
+from carls_jax.bank.access import Access
 from carls_jax.bank.address import Address
 from carls_jax.bank.frames import CALL_METHOD, STREAM_METHOD, Frame, decode_reply, encode
+from carls_jax.bank.pacing import client_metadata
 from carls_jax.bank.wire import Arrays
 from carls_jax.errors import (
+    AccessDeniedError,
     BankClosedError,
     BankInternalError,
+    BankOverloadedError,
     BankTimeoutError,
     BankUnavailableError,
     CarlsError,
@@ -79,13 +84,23 @@ class GrpcTransport:
     """Carries requests by gRPC, in one message each way where they are small, else as streams.
 
     Methods may be called from several threads at once, in the process that made the object.
+
+    Args:
+      address: The server's.
+      access: What a server at a TCP address is shown, and how it is made sure of.
+
+    Raises:
+      InvalidInputError: What is sent there could be read by others.
     """
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, access: Access | None = None) -> None:
         self._address = address
+        self._access = access or Access()
+        own = client_metadata() if address.path else ()
+        self._metadata = (*own, *self._access.metadata(address))
         self._process = os.getpid()
         self._closed = threading.Event()
-        self._channel = grpc.insecure_channel(str(address), options=_OPTIONS)
+        self._channel = self._access.open_channel(address, _OPTIONS)
         self._call: grpc.UnaryUnaryMultiCallable[Frame[pb.Request], Frame[pb.Reply]] = (
             self._channel.unary_unary(CALL_METHOD, encode, decode_reply)
         )
@@ -102,6 +117,7 @@ class GrpcTransport:
         expected_bytes: int | None = None,
     ) -> Answer:
         self._check_usable()
+        check_owner(self._address)
         del request.arrays[:]  # of an earlier attempt
         request.arrays.extend(wire.describe(arrays))
         is_small = (
@@ -124,14 +140,14 @@ class GrpcTransport:
         self, request: pb.Request, arrays: Arrays, timeout_s: float
     ) -> Iterator[Frame[pb.Reply]]:
         pieces = list(itertools.chain.from_iterable(wire.cut(arrays)))
-        yield self._call(Frame(request, pieces), timeout=timeout_s)
+        yield self._call(Frame(request, pieces), timeout=timeout_s, metadata=self._metadata)
 
     def _send_stream(
         self, request: pb.Request, arrays: Arrays, timeout_s: float
     ) -> Iterator[Frame[pb.Reply]]:
         messages = itertools.chain([request], itertools.repeat(pb.Request()))
         frames = map(Frame, messages, wire.cut(arrays))
-        return iter(self._stream(frames, timeout=timeout_s))
+        return iter(self._stream(frames, timeout=timeout_s, metadata=self._metadata))
 
     def _check_usable(self) -> None:
         if self._closed.is_set():
@@ -140,8 +156,9 @@ class GrpcTransport:
 
     def _translated(self, error: grpc.RpcError, timeout_s: float) -> CarlsError:
         """Turns a failed call into one of our errors."""
-        if sent := status.sent_class(error):
-            return sent(error.details())
+        if raised := status.sent_error(error):
+            is_refusal = isinstance(raised, AccessDeniedError) and not self._address.path
+            return self._access.explained(raised) if is_refusal else raised
         if self._closed.is_set():
             return BankClosedError("this bank was closed during the call; connect again")
         kind = status.class_of(error.code())
@@ -150,17 +167,32 @@ class GrpcTransport:
                 f"the bank at {self._address} did not answer within {timeout_s:.3g} s"
             )
         if kind is BankUnavailableError:
+            if not self._address.path and (cause := tls.why_not(self._address, self._access.tls)):
+                return cause
             return BankUnavailableError(
                 f"no bank answers at {self._address} ({error.details()}): start one with "
                 f"`carls-jax bank --root DIRECTORY --address {self._address}`, or wait for it with "
                 "wait_ready()"
             )
-        return kind(f"{self._address} answers {error.code().name}: {error.details()}")
+        told = kind(f"{self._address} answers {error.code().name}: {error.details()}")
+        if isinstance(told, BankOverloadedError):  # too many calls are under way
+            told.retry_after_s = 0.0
+        return told
 
     def close(self) -> None:
         self._closed.set()
         if os.getpid() == self._process:
             self._channel.close()
+
+
+def check_owner(address: Address) -> None:
+    """Raises AccessDeniedError if another user may be who listens at a unix socket."""
+    with suppress(FileNotFoundError):  # gRPC says so
+        if address.path and (owner := os.stat(address.path).st_uid) not in (0, os.getuid()):
+            raise AccessDeniedError(
+                f"the socket {address.path} is of user {owner}, and no bank of yours: give another "
+                "address, or use the bank as that user"
+            )
 
 
 def check_same_process(process: int) -> None:

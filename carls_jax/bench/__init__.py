@@ -26,5 +26,8 @@ BENCHMARKS = (
     "concurrency",
     "memory",
     "growth",
+    "limits",
     "snapshot",
+    "journal",
+    "recovery",
 )

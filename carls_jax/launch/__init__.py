@@ -10,6 +10,7 @@ running.py      `run_experiment`: one launch of an experiment from start to end
 wiring.py       from an experiment to a program
 roles.py        what makers' and trainers' processes do, and how all run inline
 serving.py      what a bank server's process does
+securing.py     who may use the bank: its token and certificates
 record.py       `run.json`: with which values a run was begun
 sweep.py        grids of runs
 inspecting.py   a run's bank, status and results

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ml_collections import ConfigDict
 
 from carls_jax.bank import TableSpec
+from carls_jax.bank.namespaces import check_namespace
 from carls_jax.configs import override, to_dataclass, unknown
 from carls_jax.errors import ConfigError
 from carls_jax.launch.program import ROLE_NAME
@@ -67,6 +68,26 @@ class Experiment:
 
 
 @dataclass(frozen=True)
+class BankConfig:
+    """Says which bank a run uses; the section `run.bank`.
+
+    Runs that share a bank take and restore snapshots of all of it: one that resumes puts back the
+    others' tables, too, which ends a run that is under way with an error that says so.
+
+    Attributes:
+      address: A bank that is served already, as in `connect`. "": the run has one of its own.
+      namespace: The run's own part of the bank, see `Bank.namespace`. "": all of it.
+    """
+
+    address: str = ""
+    namespace: str = ""
+
+    def __post_init__(self) -> None:
+        if self.namespace:
+            check_namespace(self.namespace)
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Says how an experiment is run; the section `run` of a config.
 
@@ -74,16 +95,20 @@ class RunConfig:
       mode: "processes": bank, makers and trainer each in their own; "inline": all in one.
       seed: Seed of makers' random keys; the experiment may use it too.
       session: How trainer and makers work together.
+      bank: Which bank the run uses; what follows is said of one of its own.
       num_shards: Servers that hold the bank.
       transport: How processes reach the bank: "unix" sockets, or "tcp" on the loopback interface.
+      journal: What changes of a served bank outlast, see `carls_jax.LocalBank`.
       num_workers: Workers by maker; 1 for those not named.
     """
 
     mode: Literal["processes", "inline"] = "processes"
     seed: int = 0
     session: SessionConfig = field(default_factory=SessionConfig)
+    bank: BankConfig = field(default_factory=BankConfig)
     num_shards: int = 1
     transport: Literal["unix", "tcp"] = "unix"
+    journal: Literal["off", "process", "fsync"] = "process"
     num_workers: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

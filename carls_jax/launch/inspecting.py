@@ -14,6 +14,7 @@ from carls_jax.bank import Bank, connect, open_snapshot
 from carls_jax.bank.root import kept_identity
 from carls_jax.errors import BankUnavailableError, ConfigError, SnapshotNotFoundError
 from carls_jax.launch.addresses import resolve
+from carls_jax.launch.securing import token_file
 from carls_jax.launch.status import ReplicaStatus, is_launched, read_processes
 
 _MAX_NUMBERS = 8
@@ -30,7 +31,7 @@ def bank_of(workdir: Path) -> Iterator[Bank]:
     """
     with ExitStack() as held:
         if addresses := _addresses(workdir):
-            bank = held.enter_context(connect(",".join(addresses)))
+            bank = held.enter_context(connect(",".join(addresses), token_file=token_file(workdir)))
             if _answers(bank):
                 yield bank
                 return

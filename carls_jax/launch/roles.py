@@ -15,8 +15,10 @@ from carls_jax.errors import ConfigError
 from carls_jax.launch.addresses import resolve
 from carls_jax.launch.atomic_file import replace_text
 from carls_jax.launch.experiment import Loaded
-from carls_jax.launch.serving import address_name, stopped_by_signals
+from carls_jax.launch.securing import token_file
+from carls_jax.launch.serving import address_name
 from carls_jax.launch.status import claim
+from carls_jax.launch.stopping import stopped_by_signals
 from carls_jax.makers import MakerLoop, MakerRunner
 from carls_jax.metrics import MetricsWriter
 from carls_jax.training.checkpointing import TRAINER
@@ -85,6 +87,8 @@ def run_inline(loaded: Loaded, workdir: Path) -> dict[str, Any]:
     """Runs bank, makers and training loop in this process, as `run_trainer` does in several."""
     experiment = loaded.experiment
     with training.session(
+        loaded.run.bank.address or "local:",
+        namespace=loaded.run.bank.namespace or None,
         workdir=workdir,
         tables=experiment.tables,
         makers=experiment.makers,
@@ -118,13 +122,17 @@ def train(loaded: Loaded, session: training.Session) -> dict[str, Any]:
 
 @contextmanager
 def connect_to(workdir: Path, loaded: Loaded, *, source: str) -> Iterator[Bank]:
-    """Connects to the bank that serves a workdir, waits for it and makes the tables."""
+    """Connects to the bank of a run, waits for it and makes the tables."""
     print(f"waiting for the bank of {workdir}", flush=True)
-    addresses = [
-        resolve(workdir, address_name(index), timeout_s=READY_TIMEOUT_S)
-        for index in range(loaded.run.num_shards)
-    ]
-    with connect(",".join(addresses), source=source) as bank:
+    address, token = loaded.run.bank.address, None
+    if not address:
+        addresses = [
+            resolve(workdir, address_name(index), timeout_s=READY_TIMEOUT_S)
+            for index in range(loaded.run.num_shards)
+        ]
+        address, token = ",".join(addresses), token_file(workdir)
+    namespace = loaded.run.bank.namespace or None
+    with connect(address, source=source, namespace=namespace, token_file=token) as bank:
         bank.wait_ready(READY_TIMEOUT_S)
         for table in loaded.experiment.tables:
             bank.table(table)

@@ -19,6 +19,8 @@ def program_of(
 ) -> Program:
     """Returns the program of an experiment: bank servers, makers' workers and one trainer.
 
+    A run that uses a bank which is served already has no servers of its own.
+
     Args:
       loaded: The experiment.
       workdir: Directory of the run; an absolute path.
@@ -39,7 +41,8 @@ def program_of(
     )
     accepted = ("--accept-changes",) if accept_changes else ()
     trainer = Role("trainer", (*_COMMAND, "train", *experiment, *overrides, *accepted))
-    return Program((_bank(loaded, workdir, sockets), *makers, trainer))
+    banks = () if loaded.run.bank.address else (_bank(loaded, workdir, sockets),)
+    return Program((*banks, *makers, trainer))
 
 
 def _bank(loaded: Loaded, workdir: Path, sockets: Path) -> Role:
@@ -47,6 +50,7 @@ def _bank(loaded: Loaded, workdir: Path, sockets: Path) -> Role:
     is_tcp = loaded.run.transport == "tcp"
     address = "127.0.0.1:0" if is_tcp else f"unix:{sockets}/bank-{{index}}.sock"
     argv = [*_COMMAND, "bank", "--workdir", str(workdir), "--address", address]
+    argv += ["--journal", loaded.run.journal]
     if num_shards > 1:
         argv += ["--shard", f"{{index}}/{num_shards}", "--bank-id", _bank_id(workdir)]
     return Role("bank", tuple(argv), count=num_shards, is_service=True, stop_order=_BANK_STOPS)

@@ -27,8 +27,8 @@ def rows_of(image: TableImage) -> dict[str, Any]:
 
 def _state_of(shard: Shard) -> State:
     """Returns all that a shard holds and a snapshot keeps; equal states behave alike."""
-    with shard.frozen() as (images, clocks, sequence):
-        state: State = {"clocks": clocks, "sequence": sequence}
+    with shard.frozen() as (images, clocks, sequence, clients):
+        state: State = {"clocks": clocks, "sequence": sequence, "clients": clients}
         for image in images:
             columns = rows_of(image)
             # Slots may differ; in a per-source table a key has several rows.

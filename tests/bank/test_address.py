@@ -64,3 +64,25 @@ def test_memory_is_shared_through_a_socket_beside_the_first() -> None:
     fitting = "/" + "a" * 96
     assert len(parse_address(f"unix:{fitting}").same_host_path) == 107
     assert parse_address(f"unix:{fitting}b").same_host_path == ""
+
+
+@pytest.mark.parametrize(
+    ("address", "is_loopback"),
+    [
+        ("127.0.0.1:1", True),
+        ("127.9.9.9:1", True),
+        ("[::1]:1", True),
+        ("localhost:1", True),
+        ("LocalHost:1", True),
+        ("0.0.0.0:1", False),
+        ("[::]:1", False),
+        ("10.0.0.1:1", False),
+        ("[::ffff:10.0.0.1]:1", False),
+        # What a name stands for may change, and gRPC reads more numbers than these are.
+        ("localhost.example:1", False),
+        ("127.1:1", False),
+        ("unix:/localhost", False),
+    ],
+)
+def test_an_address_is_loopback_as_it_is_written(address: str, is_loopback: bool) -> None:
+    assert parse_address(address).is_loopback is is_loopback

@@ -64,7 +64,7 @@ def keys(*numbers: int) -> np.ndarray:
     return np.array(numbers, np.int64)
 
 
-def update(*numbers: int, by: pb.Author = ME, if_newer: bool = False, **values: Any) -> Change:
+def update(*numbers: int, by: pb.Author = ME, if_newer: Any = False, **values: Any) -> Change:
     return changes.update("t", keys(*numbers), values, by=by, if_newer=if_newer)
 
 
@@ -157,6 +157,37 @@ def test_if_newer_keeps_or_writes_a_whole_group(shard: Shard) -> None:
     assert applied.num_kept == 2
     assert column(shard, "value/p", 1) + column(shard, "value/q", 1) == [1, 2]
     assert column(shard, "value/n", 1) == [9]
+
+
+def test_each_field_is_judged_by_its_own_step(shard: Shard) -> None:
+    shard.apply(update(1, 2, n=keys(1, 1), by=author(step=5)))
+    shard.apply(update(1, 2, p=array(1, 1), q=array(1, 1), by=author(step=3)))
+    shard.apply(update(2, n=keys(1), by=author(step=9, clock="other")))
+    values = {"n": keys(7, 7), "p": array(7, 7), "q": array(7, 7)}
+    applied = shard.apply(update(1, 2, by=author(step=4), if_newer=True, **values))
+    assert applied.num_kept == 1
+    assert column(shard, "value/n", 1, 2) == [1, 7]
+    assert column(shard, "value/p", 1, 2) == [7, 7]
+    assert column(shard, "step/n", 1, 2) == [5, 4]
+
+
+@pytest.mark.parametrize(("names", "written"), [(["n"], "pq"), (["p"], "n"), (["q", "n"], "")])
+def test_if_newer_of_some_fields_leaves_these_and_their_groups(
+    shard: Shard, names: list[str], written: str
+) -> None:
+    by, values = author(step=5), {"n": keys(1), "p": array(1), "q": array(1)}
+    shard.apply(update(1, by=by, **values))
+    values = {"n": keys(7), "p": array(7), "q": array(7)}
+    applied = shard.apply(update(1, by=author(step=4), if_newer=names, **values))
+    assert applied.num_kept == 3 - len(written)
+    for name in values:
+        assert column(shard, f"value/{name}", 1) == [7 if name in written else 1]
+    assert shard.apply(update(1, by=by, if_newer=names, **values)).num_kept == 0  # ties win
+
+
+def test_if_newer_names_fields_that_are_written(shard: Shard, unchanged: Unchanged) -> None:
+    with unchanged(shard), pytest.raises(InvalidInputError, match=r"if_newer='p': .* writes n"):
+        shard.apply(update(1, n=keys(1), if_newer=["p"]))
 
 
 # Pushing

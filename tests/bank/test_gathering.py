@@ -153,7 +153,7 @@ def test_a_deleted_row_takes_along_what_it_gathered() -> None:
 def test_a_snapshot_that_is_under_way_holds_what_was_gathered_before_it() -> None:
     rows = Gathered()
     rows.push([1], [1.0])
-    with rows.shard.frozen() as ((image,), _, _):
+    with rows.shard.frozen() as ((image,), *_):
         rows.push([1], [2.0])
         rows.shard.apply(changes.flush("t", np.array([1]), ["x"], by=author()))
         kept = rows_of(image)

@@ -438,13 +438,13 @@ def test_what_an_earlier_process_left_is_cut_too(tmp_path: Path) -> None:
         assert names(tmp_path) == [6]
 
 
-def test_a_file_that_cannot_be_deleted_is_named_and_tried_again(
+def test_a_file_that_cannot_be_given_up_is_named_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with recorded(tmp_path, 1, 5, max_segment_bytes=TWO_RECORDS) as journal:
         with monkeypatch.context() as patched:
-            patched.setattr(Path, "unlink", lambda *_, **__: fail())
-            with pytest.raises(BankStorageError, match=r"1\.log cannot be deleted"):
+            patched.setattr(os, "rename", fail)
+            with pytest.raises(BankStorageError, match=r"1\.log cannot be given up"):
                 journal.cut(4)
         assert numbers(tmp_path) == [1, 2, 3, 4, 5]
         journal.cut(4)
@@ -471,7 +471,7 @@ def test_a_crash_at_any_instant_loses_no_change(
         return call
 
     with monkeypatch.context() as patched:
-        for name in ("open", "pwritev", "ftruncate", "unlink", "fdatasync", "fsync"):
+        for name in ("open", "pwritev", "ftruncate", "unlink", "rename", "fdatasync", "fsync"):
             patched.setattr(os, name, watched(getattr(os, name)))
         patched.setattr(Path, "unlink", watched(Path.unlink))
         journal = open_journal(directory, mode=mode, max_segment_bytes=TWO_RECORDS)

@@ -16,7 +16,7 @@ from carls_jax.bank.journal_segments import (
 )
 from carls_jax.errors import BankIdentityError, InvalidInputError, JournalCorruptError
 
-PAGE = Page("b", 1, 5, "00" * 8, {"numpy": "2.0", "cpu features": "avx,sse"})
+PAGE = Page("b", 1, 5, "00" * 8, {"numpy": "2.0", "cpu features": "avx,sse"}, False)
 
 
 def written(directory: Path, data: bytes, *, first: int = 5) -> SegmentFile:
@@ -71,11 +71,11 @@ def test_a_renamed_segment_is_refused() -> None:
 
 def test_an_identifier_that_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="bank_id of 5000 characters"):
-        Page("b" * 5000, 0, 1, "", this_machine()).encode()
+        Page("b" * 5000, 0, 1, "", this_machine(), False).encode()
 
 
 def test_this_machine_fits_beside_the_longest_name() -> None:
-    assert len(Page("b" * 255, 0, 1, "00" * 8, this_machine()).encode()) == PAGE_BYTES
+    assert len(Page("b" * 255, 0, 1, "00" * 8, this_machine(), False).encode()) == PAGE_BYTES
 
 
 def test_segments_are_listed_in_order_and_nothing_else_is(tmp_path: Path) -> None:

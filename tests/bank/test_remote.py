@@ -9,15 +9,17 @@ from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import grpc
 import numpy as np
 import pytest
 
+from carls_jax.bank import changes
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank.changes import Change
 from carls_jax.bank.frames import SERVICE_NAME
-from carls_jax.bank.interface import PROTOCOL_VERSION, Applied, BankStats
+from carls_jax.bank.interface import PROTOCOL_VERSION, Applied, BankStats, SnapshotIdentity
 from carls_jax.bank.local import LocalBank
 from carls_jax.bank.remote import RemoteBank
 from carls_jax.bank.server import BankServer
@@ -26,10 +28,15 @@ from carls_jax.errors import (
     BankClosedError,
     BankIdentityError,
     BankInternalError,
+    BankStorageError,
     BankTimeoutError,
     BankUnavailableError,
+    InvalidInputError,
     ProtocolMismatchError,
+    TableNotFoundError,
 )
+
+from .cutting_proxy import CuttingProxy
 
 SPEC = TableSpec("t", fields={"x": Field(())})
 
@@ -118,29 +125,199 @@ class CountingBank(LocalBank):
         self.num_applied = 0
         self.asked = threading.Event()
         self.allowed = threading.Event()
+        self.done: queue.Queue[Applied] = queue.Queue()
 
     def apply(self, change: Change) -> Applied:
         self.num_applied += 1
         self.asked.set()
         assert self.allowed.wait(10)
-        return super().apply(change)
+        applied = super().apply(change)
+        self.done.put(applied)
+        return applied
 
 
-def test_a_write_is_sent_once(address: str, serve: Serve) -> None:
-    with CountingBank() as bank, RemoteBank(address) as remote, ThreadPoolExecutor(1) as pool:
-        server = serve(bank)
-        writing = pool.submit(remote.advance, 1)
-        assert bank.asked.wait(10)
-        server.stop(grace_s=0)
-        with pytest.raises(BankUnavailableError):
-            writing.result(10)
+def versions(bank: LocalBank) -> list[int]:
+    rows = bank.table("t").lookup([1, 2], metadata=["version"])
+    return np.asarray(rows.version["x"]).tolist()
+
+
+def test_a_change_whose_server_is_stopped_is_sent_again_and_applied_once(
+    address: str, log: Log, serve: Serve
+) -> None:
+    with CountingBank() as bank, ThreadPoolExecutor(1) as pool:
         bank.allowed.set()
-        with serve(bank):
-            remote.wait_ready(10)
-            assert remote.stats().clocks == {"main": 1}
-        assert bank.num_applied == 1
+        bank.table(SPEC)
+        with RemoteBank(address) as remote:
+            server = serve(bank)
+            table = remote.table("t")
+            bank.allowed.clear()
+            bank.asked.clear()
+            writing = pool.submit(table.update, [1, 2], {"x": [1.0, 2.0]})
+            assert bank.asked.wait(10)
+            server.stop(grace_s=0)
+            assert "trying again for 30 s" in log.messages.get(timeout=10)
+            bank.allowed.set()
+            with serve(bank):
+                applied = writing.result(20)
+                assert "answers again" in log.messages.get(timeout=10)
+            assert log.messages.empty()
+        assert applied.num_created == 2
+        assert versions(bank) == [1, 1]
+        assert (bank.stats().sequence, bank.num_applied) == (2, 3)
+
+
+@pytest.fixture
+def proxied(tmp_path: Path) -> Iterator[tuple[CuttingProxy, CountingBank]]:
+    """Gives a proxy before the server of a bank that has a table."""
+    with CountingBank() as bank, BankServer(bank, f"unix:{tmp_path}/behind"):
+        bank.allowed.set()
+        bank.table(SPEC)
+        bank.done.get()
+        with CuttingProxy(tmp_path / "before", tmp_path / "behind") as proxy:
+            yield proxy, bank
+
+
+def test_a_change_whose_answer_is_cut_off_is_answered_again_and_applied_once(
+    proxied: tuple[CuttingProxy, CountingBank],
+) -> None:
+    proxy, bank = proxied
+    with RemoteBank(proxy.address) as remote, ThreadPoolExecutor(1) as pool:
+        table = remote.table("t")
+        for number in range(1, 4):
+            proxy.hold_answers()
+            writing = pool.submit(table.update, [1, 2], {"x": [1.0, 2.0]})
+            applied = bank.done.get(timeout=10)
+            before = proxy.num_connections
+            proxy.cut()
+            answer = writing.result(20)
+            assert proxy.num_connections > before
+            assert bank.done.get(timeout=10).is_repeated
+            assert (answer.is_repeated, answer.sequence) == (True, applied.sequence)
+            assert answer.num_created == (2 if number == 1 else 0)
+            assert versions(bank) == [number, number]
+
+
+def test_a_try_has_a_deadline_of_its_own(proxied: tuple[CuttingProxy, CountingBank]) -> None:
+    proxy, bank = proxied
+    with (
+        RemoteBank(proxy.address, try_timeout_s=0.2) as remote,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        table = remote.table("t")
+        proxy.hold_answers()
+        writing = pool.submit(table.update, [1, 2], {"x": [1.0, 2.0]})
+        assert not bank.done.get(timeout=10).is_repeated
+        assert bank.done.get(timeout=10).is_repeated  # the try after the first
+        proxy.let_answers_through()
+        assert writing.result(20).sequence == 2
+    assert versions(bank) == [1, 1]
+
+
+def test_a_change_that_was_not_answered_is_resumed(
+    proxied: tuple[CuttingProxy, CountingBank],
+) -> None:
+    proxy, bank = proxied
+    values = np.array([1.0, 2.0], np.float32)
+    with RemoteBank(proxy.address, timeout_s=0.6) as remote:
+        table = remote.table("t")
+        proxy.hold_answers()
+        with pytest.raises(BankTimeoutError, match=r"did not answer within 0\.6 s") as caught:
+            table.update([1, 2], {"x": values})
+        proxy.cut()
+        values[:] = 9
+        bank.done.get(timeout=10)
+        remote.wait_ready()
+        assert remote.resume(caught.value).sequence == 2
+        assert remote.resume(caught.value).is_repeated
+        assert bank.table("t").lookup([1, 2])["x"].tolist() == [1.0, 2.0]
+        assert versions(bank) == [1, 1]
+        with pytest.raises(InvalidInputError, match="nothing is left of it to resume"):
+            remote.resume(BankTimeoutError("another"))
+
+
+def test_a_change_that_is_refused_is_not_sent_again(
+    proxied: tuple[CuttingProxy, CountingBank],
+) -> None:
+    proxy, bank = proxied
+    with RemoteBank(proxy.address) as remote:
+        with pytest.raises(TableNotFoundError) as caught:
+            remote.apply(changes.delete("nowhere", np.array([1]), by=changes.author()))
+        assert bank.num_applied == 2
+        with pytest.raises(InvalidInputError, match="refused whole"):
+            remote.resume(caught.value)
+
+
+def test_each_client_numbers_its_changes(address: str, serve: Serve) -> None:
+    class Watching(LocalBank):
+        seen: ClassVar[list[tuple[str, int]]] = []
+
+        def apply(self, change: Change) -> Applied:
+            self.seen.append((change.header.client, change.header.number))
+            return super().apply(change)
+
+    with Watching() as bank, serve(bank), RemoteBank(address) as one, RemoteBank(address) as two:
+        own = changes.advance(by=changes.author(step=1))
+        for remote in (one, one, two):
+            remote.apply(own)
+        assert not own.header.client
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: one.advance(2), range(20)))
+    (first, _), (_, _), (second, _), *others = bank.seen
+    assert bank.seen[:3] == [(first, 1), (first, 2), (second, 1)]
+    assert sorted(others) == [(first, number) for number in range(3, 23)]
+    assert len({first, second}) == 2
+
+
+def test_a_snapshot_whose_answer_is_cut_off_is_taken_once(tmp_path: Path) -> None:
+    taken = queue.Queue[str]()
+
+    class Watching(LocalBank):
+        def snapshot(self, label: str, **options: Any) -> SnapshotIdentity:
+            identity = super().snapshot(label, **options)
+            taken.put(identity.uuid)
+            return identity
+
+    with (
+        Watching(tmp_path / "root") as bank,
+        BankServer(bank, f"unix:{tmp_path}/behind"),
+        CuttingProxy(tmp_path / "before", tmp_path / "behind") as proxy,
+        RemoteBank(proxy.address) as remote,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        remote.wait_ready()
+        proxy.hold_answers()
+        taking = pool.submit(remote.snapshot, "s")
+        uuid = taken.get(timeout=20)
+        proxy.cut()
+        assert taking.result(20).uuid == uuid
+        assert [one.uuid for one in bank.snapshots()] == [uuid]
+
+
+def test_a_restore_is_sent_once(tmp_path: Path) -> None:
+    restored = queue.Queue[str]()
+
+    class Watching(LocalBank):
+        def restore(self, snapshot: SnapshotIdentity | str) -> SnapshotIdentity:
+            identity = super().restore(snapshot)
+            restored.put(identity.uuid)
+            return identity
+
+    with (
+        Watching(tmp_path / "root") as bank,
+        BankServer(bank, f"unix:{tmp_path}/behind"),
+        CuttingProxy(tmp_path / "before", tmp_path / "behind") as proxy,
+        RemoteBank(proxy.address) as remote,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        remote.snapshot("s")
+        proxy.hold_answers()
+        restoring = pool.submit(remote.restore, "s")
+        restored.get(timeout=20)
+        proxy.cut()
         with pytest.raises(BankUnavailableError):
-            remote.advance(2)
+            restoring.result(20)
+        assert restored.empty()
+        assert remote.stats().sequence == bank.stats().sequence
 
 
 def test_a_call_has_a_deadline(address: str, serve: Serve) -> None:
@@ -287,3 +464,37 @@ def test_stats_are_the_banks(bank: LocalBank, address: str, serve: Serve) -> Non
     with serve(bank), RemoteBank(address) as remote:
         stats: BankStats = remote.stats()
         assert stats == bank.stats()
+
+
+def test_that_the_server_is_away_is_told_once_for_all_calls(
+    bank: LocalBank, address: str, log: Log, serve: Serve
+) -> None:
+    with RemoteBank(address, timeout_s=30) as remote, ThreadPoolExecutor(4) as pool:
+        with serve(bank):
+            table = remote.table("t")
+        calls = [pool.submit(table.lookup, [3]) for _ in range(2)]
+        calls += [pool.submit(table.update, [3], {"x": [1.0]}) for _ in range(2)]
+        assert "trying again for 30 s" in log.messages.get(timeout=10)
+        with serve(bank):
+            for one in calls:
+                one.result(30)
+        assert "answers again" in log.messages.get(timeout=10)
+        assert log.messages.empty()
+
+
+def test_a_change_that_the_disk_refused_is_resumed_as_itself(
+    proxied: tuple[CuttingProxy, CountingBank], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For nobody knows whether it is there when the server is started again."""
+    proxy, bank = proxied
+    shard = bank._open()
+    with RemoteBank(proxy.address) as remote:
+
+        def fail(_: int) -> None:
+            raise BankStorageError("a sync failed")
+
+        monkeypatch.setattr(shard._log, "wait", fail)
+        with pytest.raises(BankStorageError) as caught:
+            remote.advance(1)
+        monkeypatch.undo()
+        assert remote.resume(caught.value).is_repeated

@@ -7,6 +7,8 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,24 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from carls_jax.bank import knowledge_bank_pb2 as pb
-from carls_jax.bank.frames import SERVICE_NAME, STREAM_METHOD
+from carls_jax.bank import server as server_module
+from carls_jax.bank.access import Access
+from carls_jax.bank.frames import CALL_METHOD, SERVICE_NAME, STREAM_METHOD
 from carls_jax.bank.interface import PROTOCOL_VERSION, BankStats
 from carls_jax.bank.local import LocalBank
 from carls_jax.bank.remote import RemoteBank
-from carls_jax.bank.server import BankServer
+from carls_jax.bank.server import MAX_FRAME_BYTES, BankServer
 from carls_jax.bank.specs import Field, TableSpec
-from carls_jax.errors import AddressInUseError, BankOverloadedError, InvalidInputError
+from carls_jax.bank.tokens import Token
+from carls_jax.errors import (
+    AccessDeniedError,
+    AddressInUseError,
+    BankOverloadedError,
+    BankUnavailableError,
+    InvalidInputError,
+)
 
+TOKEN = "t" * 32
 SPEC = TableSpec("t", fields={"x": Field(())})
 BOTH_WAYS = pytest.mark.parametrize(
     "options", [{}, {"max_same_host_connections": 0}], ids=["same_host", "grpc"]
@@ -37,13 +49,13 @@ def bank() -> Iterator[LocalBank]:
 
 
 def answers(address: str) -> bool:
-    with RemoteBank(address) as remote:
+    with RemoteBank(address, access=Access(Token(TOKEN))) as remote:
         return remote.stats().tables == {}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_port_0_is_a_free_port_and_told(bank: LocalBank, host: str) -> None:
-    with BankServer(bank, f"{host}:0") as server:
+    with BankServer(bank, f"{host}:0", token=TOKEN) as server:
         name, port = server.address.split(":")
         assert name == host
         assert int(port) > 0
@@ -90,23 +102,24 @@ def test_a_file_is_not_replaced(bank: LocalBank, tmp_path: Path) -> None:
 
 
 def test_a_port_is_not_shared(bank: LocalBank) -> None:
-    with BankServer(bank, "127.0.0.1:0") as server:
+    with BankServer(bank, "127.0.0.1:0", token=TOKEN) as server:
         with pytest.raises(AddressInUseError, match=f"{server.address} is taken"):
-            BankServer(bank, server.address)
+            BankServer(bank, server.address, token=TOKEN)
         assert answers(server.address)
 
 
 def test_an_address_of_another_machine_is_refused(bank: LocalBank) -> None:
     with pytest.raises(InvalidInputError, match=r"192\.0\.2\.1:0.*cannot listen there"):
-        BankServer(bank, "192.0.2.1:0")  # reserved for documentation: RFC 5737
+        # Reserved for documentation: RFC 5737.
+        BankServer(bank, "192.0.2.1:0", token=TOKEN, insecure=True)
 
 
 def test_an_address_is_free_again_after_stop(bank: LocalBank) -> None:
-    server = BankServer(bank, "127.0.0.1:0")
+    server = BankServer(bank, "127.0.0.1:0", token=TOKEN)
     server.stop()
     server.stop()
 
-    with BankServer(bank, server.address) as second:
+    with BankServer(bank, server.address, token=TOKEN) as second:
         assert second.address == server.address
 
 
@@ -197,19 +210,27 @@ def test_the_bound_is_on_all_requests_together(bank: LocalBank, tmp_path: Path) 
         lookup=pb.Lookup(table="t", fields=["x"]),
         arrays=[header],
     )
-    frames: queue.Queue[pb.RequestFrame | None] = queue.Queue()
+
+    def begin() -> tuple[queue.Queue[pb.RequestFrame | None], Any]:
+        """Sends half of a request of 600 bytes."""
+        frames: queue.Queue[pb.RequestFrame | None] = queue.Queue()
+        frames.put(pb.RequestFrame(request=request, data=bytes(300)))
+        return frames, stream_of(channel)(iter(frames.get, None), timeout=20)
+
     with (
         BankServer(bank, f"unix:{tmp_path}/s", max_staged_bytes=1000) as server,
         grpc.insecure_channel(server.address) as channel,
         RemoteBank(server.address) as remote,
     ):
-        # Half of a request of 600 bytes, then one of 600 bytes from another client.
-        replies = stream_of(channel)(iter(frames.get, None), timeout=20)
-        frames.put(pb.RequestFrame(request=request, data=bytes(300)))
+        frames, replies = begin()
         table = remote.table("t")
         deadline = time.monotonic() + 10
+        # Then one of 600 bytes from another client.
         while not (message := overload(lambda: table.lookup(np.arange(75), metadata=["source"]))):
             assert time.monotonic() < deadline  # the server has not read the first frame yet
+            if not replies.is_active():  # the other one was there first
+                frames.put(None)
+                frames, replies = begin()
         assert "has room for 400 of 1000 now" in message
 
         frames.put(pb.RequestFrame(data=bytes(300)))
@@ -239,3 +260,122 @@ def test_a_request_cut_short_is_not_applied(bank: LocalBank, tmp_path: Path) -> 
             list(stream(iter([]), timeout=10))
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert bank.stats().tables["t"].num_rows == 0
+
+
+def test_both_sockets_are_their_owners_alone_and_so_is_a_directory_that_is_made(
+    bank: LocalBank, tmp_path: Path
+) -> None:
+    mask = os.umask(0)
+    try:
+        with BankServer(bank, f"unix:{tmp_path}/made/socket"):
+            made = tmp_path / "made"
+            assert stat.S_IMODE(made.stat().st_mode) == 0o700
+            modes = {one.name: stat.S_IMODE(one.stat().st_mode) for one in made.iterdir()}
+            assert modes == {"socket": 0o600, "socket.same-host": 0o600}
+    finally:
+        os.umask(mask)
+
+
+def test_a_directory_where_others_may_replace_the_socket_is_refused(
+    bank: LocalBank, tmp_path: Path
+) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(InvalidInputError, match=r"every user can replace files in .*mode 0777"):
+        BankServer(bank, f"unix:{tmp_path}/open/socket")
+    (tmp_path / "open").chmod(0o1777)  # as /tmp is
+    with BankServer(bank, f"unix:{tmp_path}/open/socket") as server:
+        assert answers(server.address)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a socket away")
+def test_a_socket_of_another_user_is_not_used(bank: LocalBank, tmp_path: Path) -> None:
+    with BankServer(bank, f"unix:{tmp_path}/s", max_same_host_connections=0) as server:
+        os.chown(tmp_path / "s", 12345, -1)
+        with pytest.raises(AccessDeniedError, match="is of user 12345, and no bank of yours"):
+            answers(server.address)
+        os.chown(tmp_path / "s", 0, -1)
+        assert answers(server.address)
+
+
+def test_connections_have_a_number(bank: LocalBank, tmp_path: Path) -> None:
+    options = {"max_connections": 2, "max_same_host_connections": 0}
+    with (
+        BankServer(bank, f"unix:{tmp_path}/s", **options) as server,
+        RemoteBank(server.address) as first,
+        RemoteBank(server.address) as second,
+        RemoteBank(server.address) as third,
+    ):
+        for remote in (first, second):
+            assert remote.stats().tables == {}
+        with pytest.raises(BankUnavailableError, match="no bank answers"):
+            third.wait_ready(0.2)
+        first.close()
+        third.wait_ready(60)
+        assert third.stats().tables == {}
+
+
+def when_there_is_room(call: Callable[[], Any]) -> Any:
+    """Makes a call; one before it may count for a moment after it was answered."""
+    while True:
+        with suppress(BankOverloadedError):
+            return call()
+
+
+def test_calls_have_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_CALLS", 2)
+    address = f"unix:{tmp_path}/s"
+    with (
+        SlowBank() as bank,
+        BankServer(bank, address, max_same_host_connections=0),
+        RemoteBank(address) as remote,
+        grpc.insecure_channel(address) as channel,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        slow = []
+        for _ in range(2):
+            slow.append(pool.submit(when_there_is_room, remote.stats))
+            assert bank.asked.wait(10)
+            bank.asked.clear()
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(CALL_METHOD)(b"", timeout=10)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "limit exceeded" in caught.value.details()
+        bank.allowed.set()
+        assert [one.result(10).tables for one in slow] == [{}, {}]
+        assert when_there_is_room(remote.snapshots) == []
+
+
+def test_messages_and_metadata_have_a_size(bank: LocalBank, tmp_path: Path) -> None:
+    with (
+        BankServer(bank, f"unix:{tmp_path}/s") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        call = channel.unary_unary(CALL_METHOD)
+        for message, metadata in ((bytes(MAX_FRAME_BYTES + 1), ()), (b"", (("x", "y" * 40_000),))):
+            with pytest.raises(grpc.RpcError) as caught:
+                call(message, timeout=10, metadata=metadata)
+            assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "larger than max" in caught.value.details() or "size" in caught.value.details()
+        assert answers(server.address)
+
+
+def test_whoever_pings_without_end_is_cut_off(bank: LocalBank, tmp_path: Path) -> None:
+    settings, ping = frame_of_http2(4), frame_of_http2(6, bytes(8))
+    with (
+        BankServer(bank, f"unix:{tmp_path}/s") as server,
+        socket.socket(socket.AF_UNIX) as link,
+    ):
+        link.settimeout(10)
+        link.connect(f"{tmp_path}/s")
+        link.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings + 20 * ping)
+        told = b""
+        while chunk := link.recv(1 << 16):
+            told += chunk
+        assert b"too_many_pings" in told
+        assert answers(server.address)
+
+
+def frame_of_http2(kind: int, data: bytes = b"") -> bytes:
+    """Returns a frame of stream 0 without flags: RFC 9113, section 4.1."""
+    return len(data).to_bytes(3) + bytes([kind, 0]) + bytes(4) + data

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from carls_jax.bank.shard import Shard
 from carls_jax.bank.snapshots import SnapshotContent, SnapshotStore
 from carls_jax.bank.specs import Field, TableSpec
 from carls_jax.errors import (
+    BankClosedError,
     BankFullError,
     BankOverloadedError,
+    BankStorageError,
     CarlsError,
     FieldNotFoundError,
     InvalidInputError,
@@ -322,8 +325,8 @@ def test_an_empty_bank_says_that_it_has_no_tables() -> None:
 
 def snapshot(bank: Shard, path: Path) -> SnapshotContent:
     store = SnapshotStore(path, bank_id="b")
-    with bank.frozen() as (tables, clocks, sequence):
-        store.write(SNAPSHOT, tables, clocks=clocks, sequence=sequence)
+    with bank.frozen() as (tables, clocks, sequence, clients):
+        store.write(SNAPSHOT, tables, clocks=clocks, sequence=sequence, clients=clients)
     return store.read(SNAPSHOT)
 
 
@@ -338,17 +341,18 @@ def test_a_restored_shard_is_as_it_was_and_goes_on(
     bank.apply(update(7, by=author(step=99)))
     bank.apply(changes.create_table(TableSpec("more", {"x": Field()})))
 
-    for one in (bank, Shard()):
+    # Numbers never go back, so that none is given twice.
+    for one, sequence in ((bank, bank.stats().sequence + 1), (Shard(), content.sequence)):
         one.replaced_by(content)
-        assert state_of(one) == before
-        assert one.apply(update(4)).sequence == content.sequence + 1
+        assert state_of(one) == {**before, "sequence": sequence}
+        assert one.apply(update(4)).sequence == sequence + 1
         with pytest.raises(TableNotFoundError):
             one.table("more")
 
 
 def test_what_is_frozen_stays_as_it_was_while_changes_go_on(bank: Shard) -> None:
     bank.apply(update(1))
-    with bank.frozen() as (images, clocks, sequence):
+    with bank.frozen() as (images, clocks, sequence, _):
         bank.apply(update(2, 1, by=author(step=50)))
         bank.apply(update(1, table="said"))
         bank.apply(changes.create_table(TableSpec("more", {"x": Field()})))
@@ -384,7 +388,7 @@ def test_changes_during_restores_are_in_the_restored_state_or_before_it(
 ) -> None:
     """Whatever was numbered after a restore is there: none went to a table that was replaced."""
     content = snapshot(bank, tmp_path)
-    stop = threading.Event()
+    stop, restored_at = threading.Event(), list[int]()
 
     def write() -> int:
         last = 0
@@ -395,9 +399,125 @@ def test_changes_during_restores_are_in_the_restored_state_or_before_it(
     with ThreadPoolExecutor(2) as pool:
         writing = [pool.submit(write) for _ in range(2)]
         for _ in range(20):
-            bank.replaced_by(content)
+            bank.replaced_by(content, keep=lambda state: restored_at.append(state.sequence))
         stop.set()
         for one in writing:
             one.result(10)
     versions = lookup(bank, 1, metadata=["version"]).version["x"]
-    assert_array_equal(versions, [bank.stats().sequence - content.sequence])
+    assert_array_equal(versions, [bank.stats().sequence - restored_at[-1]])
+
+
+# Changes that are sent again
+
+
+def numbered(change: Change, number: int = 1, client: str = "c" * 32) -> Change:
+    change.header.client, change.header.number = client, number
+    return change
+
+
+def test_a_change_that_is_sent_again_is_answered_and_not_applied(
+    bank: Shard, unchanged: Unchanged
+) -> None:
+    push = changes.push("t", keys(2, 3), {"w": np.ones(2, "f4")}, by=ME, create=False)
+    made = [update(1), push, changes.create_table(SPEC), changes.delete("t", keys(1), by=ME)]
+    made += [changes.create_rows("t", keys(2), by=ME), changes.advance(by=ME)]
+    for number, change in enumerate(made, 1):
+        first = bank.apply(numbered(change, number))
+        with unchanged(bank):
+            again = bank.apply(numbered(change, number))
+        assert str(again) == str(replace(first, is_repeated=True))
+    assert bank.apply(numbered(push, 2)).unknown_keys.tolist() == [2, 3]
+
+
+def test_a_change_sent_again_while_it_is_applied_waits_for_its_answer(bank: Shard) -> None:
+    table, checked, go_on = bank.table("t"), threading.Event(), threading.Event()
+    make_room = table.make_room
+
+    def wait_after_checks(*arguments: Any, **options: Any) -> None:
+        make_room(*arguments, **options)
+        checked.set()
+        assert go_on.wait(10)
+
+    table.make_room = wait_after_checks  # type: ignore[method-assign]
+    with ThreadPoolExecutor(4) as pool:
+        tries = [pool.submit(bank.apply, numbered(update(1)))]
+        assert checked.wait(10)
+        tries += [pool.submit(bank.apply, numbered(update(1))) for _ in range(3)]
+        go_on.set()
+        answers = [one.result(10) for one in tries]
+    assert [one.is_repeated for one in answers] == [False, True, True, True]
+    assert len({one.sequence for one in answers}) == 1
+    assert lookup(bank, 1, metadata=["version"]).version["x"].tolist() == [1]
+
+
+def test_a_refused_change_may_be_sent_again(bank: Shard) -> None:
+    bank.apply(update(1, 2, 3))
+    with pytest.raises(BankFullError):
+        bank.apply(numbered(update(4, 5)))
+    bank.apply(changes.delete("t", keys(1), by=ME))
+    bank.apply(changes.delete("t", keys(2), by=ME))
+    applied = bank.apply(numbered(update(4, 5)))
+    assert (applied.is_repeated, applied.num_created) == (False, 2)
+
+
+def test_what_clients_were_answered_is_part_of_the_state(
+    bank: Shard, unchanged: Unchanged, tmp_path: Path
+) -> None:
+    bank.apply(numbered(update(1), 1))
+    content = snapshot(bank, tmp_path)
+    bank.apply(numbered(update(2), 2))
+    fresh = Shard()
+    for one in (bank, fresh):
+        one.replaced_by(content)
+        with unchanged(one):
+            assert one.apply(numbered(update(1), 1)).is_repeated
+        # Its effect was lost with the later state, so it is made again.
+        assert not one.apply(numbered(update(2), 2)).is_repeated
+
+
+# Changes that are kept
+
+
+class Keeping:
+    """Keeps changes, or refuses to."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.kept: list[tuple[int, str]] = []
+        self.waited: list[int] = []
+        self.errors = list(errors)
+
+    def append(self, record: Change, sequence: int) -> None:
+        if self.errors:
+            raise self.errors.pop()
+        self.kept.append((sequence, record.kind))
+
+    def wait(self, sequence: int) -> None:
+        assert sequence in [number for number, _ in self.kept]
+        self.waited.append(sequence)
+
+
+def test_each_change_is_kept_before_it_is_applied_and_waited_for_after(bank: Shard) -> None:
+    keeping = Keeping()
+    bank.keep_in(keeping)
+    bank.apply(numbered(update(1)))
+    lookup(bank, 2, create=True, reader=ME)
+    bank.apply(numbered(update(1)))  # whoever asks again is told no sooner than the first
+    with pytest.raises(BankFullError):
+        bank.apply(update(3, 4, 5))
+    assert keeping.kept == [(3, "update"), (4, "create_rows")]
+    assert keeping.waited == [3, 4, 3]
+
+
+def test_a_change_that_cannot_be_kept_alters_nothing(bank: Shard, unchanged: Unchanged) -> None:
+    keeping = Keeping(BankStorageError("full"))
+    bank.keep_in(keeping)
+    with unchanged(bank), pytest.raises(BankStorageError, match="full"):
+        bank.apply(numbered(update(1)))
+    applied = bank.apply(numbered(update(1)))
+    assert (applied.sequence, applied.is_repeated) == (3, False)
+
+
+def test_a_closed_shard_applies_nothing(bank: Shard, unchanged: Unchanged) -> None:
+    bank.close()
+    with unchanged(bank), pytest.raises(BankClosedError):
+        bank.apply(update(1))

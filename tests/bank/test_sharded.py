@@ -17,14 +17,18 @@ from carls_jax.bank.server import BankServer
 from carls_jax.bank.sharded import ShardedBank
 from carls_jax.bank.specs import Field, TableSpec
 from carls_jax.errors import (
+    BankError,
     BankFullError,
     BankIdentityError,
     BankUnavailableError,
     InvalidInputError,
     NonFiniteError,
     SnapshotNotFoundError,
+    SpecMismatchError,
 )
 from carls_jax.keys import shard_of
+
+from .cutting_proxy import CuttingProxy
 
 SPEC = TableSpec("t", fields={"x": Field(())})
 
@@ -221,9 +225,93 @@ def test_a_change_that_only_some_shards_could_apply_says_so(bank: ShardedBank) -
     shard = shard_of(keys, 3)
     table = bank.table(TableSpec("small", {"x": Field(())}, max_rows=5))
     too_many = np.concatenate([keys[shard == 0][:9], keys[shard == 1][:2]])
-    with pytest.raises(BankFullError, match="Other shards may have applied their part"):
+    with pytest.raises(BankFullError, match=r"shards \[1\] applied their part, shards \[0\] ref"):
         table.update(too_many, {"x": np.zeros(11)})
     assert len(table) == 2
     with pytest.raises(BankFullError) as caught:
         table.update(keys[shard == 0][:9], {"x": np.zeros(9)})
-    assert "Other shards" not in str(caught.value)
+    assert "applied their part" not in str(caught.value)
+
+
+# Changes that only some shards have applied
+
+
+def test_a_refused_part_is_resumed_alone(bank: ShardedBank, shards: list[WatchedBank]) -> None:
+    keys = np.arange(200)
+    shard = shard_of(keys, 3)
+    table = bank.table(TableSpec("small", {"x": Field(())}, max_rows=5))
+    some = [keys[shard == index][:3] for index in range(3)]
+    full = keys[shard == 0][3:6]
+    table.update(full, {"x": np.zeros(3)})
+    values = np.arange(9)
+    with pytest.raises(BankFullError, match="resume") as caught:
+        table.update(np.concatenate(some), {"x": values}, step=4)
+    values[:] = 0
+    with pytest.raises(BankFullError, match=r"shards \[1, 2\] applied.*shards \[0\] ref") as again:
+        bank.resume(caught.value)
+    table.delete(full)
+    for one in shards:
+        one.kinds.clear()
+    applied = bank.resume(again.value)
+    assert (applied.num_created, applied.is_repeated) == (9, False)
+    assert [one.kinds for one in shards] == [["update"], [], []]
+    rows = table.lookup(np.concatenate(some), metadata=["version"])
+    assert_array_equal(rows["x"], np.arange(9))
+    assert_array_equal(rows.version["x"], np.ones(9))
+
+
+def test_what_is_refused_everywhere_is_not_resumed(bank: ShardedBank) -> None:
+    with pytest.raises(SpecMismatchError) as caught:
+        bank.table(TableSpec("t", fields={"other": Field(())}))
+    assert "applied their part" not in str(caught.value)
+    with pytest.raises(InvalidInputError, match="nothing is left"):
+        bank.resume(caught.value)
+
+
+def test_clocks_that_were_not_told_are_told_by_resuming(
+    bank: ShardedBank, shards: list[WatchedBank], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = int(shard_of(np.array([3]), 3)[0])
+    away = shards[(owner + 1) % 3]
+
+    def refuse(_: Change) -> Applied:
+        raise BankUnavailableError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(away, "apply", refuse)
+        with pytest.raises(BankUnavailableError) as caught:
+            bank.table("t").update([3], {"x": [1.0]}, step=8)
+    applied = bank.resume(caught.value)
+    assert applied.num_created == 1
+    assert [shard.stats().clocks for shard in shards] == [{"main": 8}] * 3
+    assert shards[owner].kinds == ["update"]
+
+
+def test_a_shard_that_was_away_is_resumed_and_no_other_applies_twice(
+    shards: list[WatchedBank], tmp_path: Path
+) -> None:
+    """One shard applies its part, one applies it and is not heard, one is not there."""
+    keys = np.arange(30)
+    paths = [tmp_path / f"s{index}" for index in range(3)]
+    with (
+        BankServer(shards[0], f"unix:{paths[0]}"),
+        BankServer(shards[1], f"unix:{paths[1]}"),
+        CuttingProxy(tmp_path / "before", paths[1]) as proxy,
+        connect(f"unix:{paths[0]},{proxy.address},unix:{paths[2]}", timeout_s=1.5) as bank,
+    ):
+        with BankServer(shards[2], f"unix:{paths[2]}"):
+            bank.wait_ready()
+            table = bank.table(SPEC)
+        proxy.hold_answers()
+        with pytest.raises(
+            BankError, match=r"shards \[0\] applied their part, shards \[1, 2\] may"
+        ) as caught:
+            table.update(keys, {"x": keys})
+        proxy.cut()
+        with BankServer(shards[2], f"unix:{paths[2]}"):
+            bank.wait_ready()
+            applied = bank.resume(caught.value)
+            rows = table.lookup(keys, metadata=["version"])
+    assert (applied.num_created, applied.is_repeated) == (30, True)
+    assert_array_equal(rows["x"], keys)
+    assert_array_equal(rows.version["x"], np.ones(30))

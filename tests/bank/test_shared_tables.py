@@ -23,6 +23,7 @@ from numpy.testing import assert_array_equal
 
 from carls_jax.bank import knowledge_bank_pb2 as pb
 from carls_jax.bank import shared_tables
+from carls_jax.bank.access import Access
 from carls_jax.bank.changes import Keys
 from carls_jax.bank.connect import connect
 from carls_jax.bank.interface import Bank, BankIdentity
@@ -36,6 +37,7 @@ from carls_jax.bank.shared_tables import SharedTables
 from carls_jax.bank.specs import Field, TableSpec
 from carls_jax.bank.table_shard import TableShard
 from carls_jax.bank.table_sharing import SharedTable
+from carls_jax.bank.tokens import Token
 from carls_jax.errors import (
     BankClosedError,
     BankError,
@@ -733,6 +735,10 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_another_tables(
 
 
 def test_remote_banks_elsewhere_share_nothing(bank: WatchedBank) -> None:
-    with BankServer(bank, "127.0.0.1:0") as server, RemoteBank(server.address) as client:
+    access = Access(Token("t" * 32))
+    with (
+        BankServer(bank, "127.0.0.1:0", token=access.token) as server,
+        RemoteBank(server.address, access=access) as client,
+    ):
         assert_array_equal(client.table("t").lookup(KEYS)["n"], KEYS)
         assert bank.num_lookups == 1

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from carls_jax import errors
+from carls_jax.bank import changes, status
 from carls_jax.bank import knowledge_bank_pb2 as pb
-from carls_jax.bank import status
 from carls_jax.bank.address import parse_address
 from carls_jax.bank.changes import Change
 from carls_jax.bank.frames import SERVICE_NAME
-from carls_jax.bank.interface import Applied
+from carls_jax.bank.interface import PROTOCOL_VERSION, Applied
 from carls_jax.bank.local import LocalBank
 from carls_jax.bank.remote import RemoteBank
 from carls_jax.bank.server import BankServer
@@ -167,3 +167,42 @@ def test_codes_that_grpc_sends_mean(code: str, cls: type[errors.CarlsError]) -> 
 )
 def test_other_programs_see_the_code_of(cls: type[errors.CarlsError], code: str) -> None:
     assert status.code_of(cls()) is grpc.StatusCode[code]
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.25, 59.999])
+def test_when_to_try_again_travels(failing: tuple[FailingBank, RemoteBank], seconds: float) -> None:
+    bank, remote = failing
+    bank.failure = errors.BankOverloadedError("too much", retry_after_s=seconds)
+
+    advance = changes.advance(by=changes.author(step=1))
+    request = pb.Request(protocol_version=PROTOCOL_VERSION, change=advance.header)
+
+    with pytest.raises(errors.BankOverloadedError, match="too much") as caught:
+        remote._transport.call(request, {}, timeout_s=10.0, expected_bytes=0)
+
+    assert caught.value.retry_after_s == seconds
+
+
+def test_what_is_no_use_to_try_again_says_so(failing: tuple[FailingBank, RemoteBank]) -> None:
+    bank, remote = failing
+    bank.failure = errors.BankOverloadedError("too much")
+
+    with pytest.raises(errors.BankOverloadedError) as caught:
+        remote.advance(1)
+
+    assert caught.value.retry_after_s is None
+
+
+@pytest.mark.parametrize("told", ["", "soon", "nan", "inf", "-1e999"])
+def test_a_time_that_is_none_is_left_out(told: str) -> None:
+    error = status.unpack_error(f"BankOverloadedError {told}\ntoo much".encode())
+
+    assert isinstance(error, errors.BankOverloadedError)
+    assert (str(error), error.retry_after_s) == ("too much", None)
+
+
+def test_too_many_calls_may_be_tried_again(ending: GrpcTransport) -> None:
+    with pytest.raises(errors.BankOverloadedError) as caught:
+        ending.call(pb.Request(bank_id="RESOURCE_EXHAUSTED"), {}, timeout_s=10.0, expected_bytes=0)
+
+    assert caught.value.retry_after_s == 0.0

@@ -21,7 +21,10 @@ EXPECTED = {
     "concurrency": ("clients", ["1 at once", "2 at once"]),
     "memory": ("with AdaGrad", ["the numbers alone", "bank server"]),
     "growth": ("lookup", ["at rest", "rows are overwritten", "rows are added"]),
+    "limits": ("push", ["no limit", "least_recent", "lowest_count", "oldest_step"]),
     "snapshot": ("lookup", ["at rest", "while a snapshot is written"]),
+    "journal": ("1 × 64 × 8", ["off", "process"]),
+    "recovery": ("journal", ["its files, read", "LocalBank"]),
 }
 
 

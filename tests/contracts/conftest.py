@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,9 @@ from carls_jax.bank.server import BankServer
 from carls_jax.bank.specs import Field, TableSpec
 from carls_jax.bank.table import Table
 
-KINDS = ("local", "same_host", "unix", "tcp", "sharded")
+KINDS = ("local", "same_host", "unix", "tcp", "sharded", "namespaced")
 NUM_SHARDS = 3
+TOKEN = "t" * 32
 
 Connect = Callable[[], Bank]
 
@@ -40,7 +42,7 @@ SPECS = SimpleNamespace(
 )
 
 
-def _serve(held: ExitStack, address: str, bank: LocalBank, **options: int) -> str:
+def _serve(held: ExitStack, address: str, bank: LocalBank, **options: Any) -> str:
     held.enter_context(bank)
     return held.enter_context(BankServer(bank, address, **options)).address
 
@@ -52,8 +54,8 @@ def _site(held: ExitStack, kind: str, directory: Path, *, has_root: bool) -> Con
         bank = held.enter_context(LocalBank(root, source="me"))
         return lambda: bank
     if kind == "tcp":
-        address = _serve(held, "127.0.0.1:0", LocalBank(root))
-    elif kind == "same_host":
+        address = _serve(held, "127.0.0.1:0", LocalBank(root), token=TOKEN)
+    elif kind in ("same_host", "namespaced"):
         address = _serve(held, f"unix:{directory}/socket", LocalBank(root))
     elif kind == "unix":
         path = f"unix:{directory}/socket"
@@ -72,7 +74,10 @@ def _site(held: ExitStack, kind: str, directory: Path, *, has_root: bool) -> Con
             )
             for index in range(NUM_SHARDS)
         )
-    return lambda: held.enter_context(connect(address, source="me"))
+    namespace = "run" if kind == "namespaced" else None
+    return lambda: held.enter_context(
+        connect(address, source="me", token=TOKEN, namespace=namespace)
+    )
 
 
 @pytest.fixture(params=KINDS)

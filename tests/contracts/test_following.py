@@ -203,7 +203,7 @@ def test_what_was_sent_is_in_the_ledger(bank: Bank, kind: str) -> None:
     # Of the rows 1, 2, 3 and padding 2 is held.
     assert moved.pop("z") == (3, 3 * 2 * 4)
     is_followed_here = {"near": (2, 2 * 3 * 8)}
-    if kind == "same_host":  # whichever can be had
+    if kind in ("same_host", "namespaced"):  # whichever can be had
         assert moved in ({}, is_followed_here)
     else:
         assert moved == ({} if kind in ("unix", "tcp") else is_followed_here)
@@ -267,8 +267,9 @@ BAD_CHAINS: dict[str, tuple[Callable[[], pb.Follow], type[errors.CarlsError], st
 @pytest.mark.parametrize("name", BAD_CHAINS)
 def test_a_bad_chain_changes_nothing_and_says_why(bank: Bank, name: str) -> None:
     make, error, text = BAD_CHAINS[name]
-    with pytest.raises(error, match=text):
+    with pytest.raises(error) as refused:
         follow(bank, make(), [0, 100])
+    assert text in str(refused.value).replace("run/", "")  # of a namespace
     assert len(bank.table("graph")) == 10
 
 

@@ -74,6 +74,36 @@ def test_if_newer_compares_steps_of_one_clock_only(nodes: Table) -> None:
     assert_array_equal(nodes.lookup([3])["label"], [2])
 
 
+def test_if_newer_of_some_fields_keeps_these_alone(nodes: Table) -> None:
+    nodes.update(KEYS, {"label": [1] * 8, "confidence": [1] * 8}, step=10)
+
+    values = {"label": [2] * 8, "confidence": [2] * 8}
+    assert nodes.update(KEYS, values, step=7, if_newer=("label",)).num_kept == 8
+
+    rows = nodes.lookup(KEYS)
+    assert_array_equal(rows["label"], [1] * 8)
+    assert_array_equal(rows["confidence"], [2] * 8)
+    for wrong in ("label", ("embedding",)):
+        with pytest.raises(errors.InvalidInputError, match="if_newer="):
+            nodes.update(KEYS, values, if_newer=wrong)
+
+
+def test_an_update_may_blend(nodes: Table) -> None:
+    nodes.update(KEYS[:4], {"confidence": [8] * 4}, step=1)
+
+    applied = nodes.update(KEYS, {"confidence": [4] * 8}, step=2, blend=0.75)
+
+    assert applied.num_created == 4
+    rows = nodes.lookup(KEYS, metadata=("step", "version"))
+    assert_array_equal(rows["confidence"], [7] * 4 + [4] * 4)
+    assert_array_equal(rows.version["confidence"], [2] * 4 + [1] * 4)
+    assert_array_equal(rows.step["confidence"], [2] * 8)
+    with pytest.raises(errors.DtypeError, match=r"blend=0\.5: field 'label'"):
+        nodes.update(KEYS, {"label": [1] * 8}, blend=0.5)
+    with pytest.raises(errors.InvalidInputError, match=r"blend=1\.0"):
+        nodes.update(KEYS, {"confidence": [1] * 8}, blend=1.0)
+
+
 def test_fields_of_a_group_are_written_together(bank: Bank) -> None:
     fields = {name: Field((), dtype="int32", group="both") for name in ("a", "b")}
     table = bank.table(TableSpec("grouped", fields=fields))

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +11,7 @@ import carls_jax as carls
 from carls_jax import metrics
 from carls_jax.errors import ConfigError, NotFoundError
 from carls_jax.launch import resolve
-from carls_jax.launch.serving import ServerConfig, address_name, root_of, stopped_by_signals
+from carls_jax.launch.serving import ServerConfig, address_name, root_of
 
 NODES = carls.TableSpec("nodes", {"score": carls.Field()})
 
@@ -39,15 +37,6 @@ def test_a_shard_that_cannot_be_is_refused(values, expected):
         ServerConfig(Path("root"), "unix:/socket", **values)
 
 
-def test_signals_set_an_event_and_get_their_handlers_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with stopped_by_signals() as stop:
-        assert not stop.is_set()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.wait(10)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
 @pytest.fixture
 def serve(tmp_path):
     """Returns a function that serves a bank, and waits until it is ready."""
@@ -60,7 +49,8 @@ def serve(tmp_path):
         )
         servers.append(server)
         told = server.stdout.readline()
-        bank = carls.connect(told.split("'")[1])
+        _, address, _, token_file, _ = told.split("'")
+        bank = carls.connect(address, token_file=token_file)
         bank.wait_ready(10)
         return server, bank
 

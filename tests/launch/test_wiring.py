@@ -40,7 +40,7 @@ def test_each_role_is_a_command_that_can_be_given_by_hand(program, tmp_path):
     overrides = ("--config.rate=1", "--config.run.seed=3")
     assert bank.replica_argv(0) == (
         *(*COMMAND, "bank", "--workdir", str(tmp_path / "run")),
-        *("--address", "unix:/sockets/bank-0.sock"),
+        *("--address", "unix:/sockets/bank-0.sock", "--journal", "process"),
     )
     assert whole.replica_argv(0) == (
         *(*COMMAND, "make", *experiment, *overrides, "--maker", "whole", "--worker", "0"),
@@ -82,3 +82,8 @@ def test_tcp_takes_free_ports(program, num_shards):
 def test_changes_are_accepted_by_the_trainer_alone(program):
     roles = program(accept_changes=True).roles
     assert [role.name for role in roles if "--accept-changes" in role.argv] == ["trainer"]
+
+
+def test_a_run_that_uses_a_bank_of_others_starts_none(program):
+    roles = program("run.bank.address='unix:/shared/bank.sock'", "run.bank.namespace='b'").roles
+    assert [role.name for role in roles] == ["whole", "each", "trainer"]
