@@ -36,12 +36,14 @@ from carls_jax.bank.rows import Rows, Written
 from carls_jax.bank.same_host_client import open_transport
 from carls_jax.bank.same_host_segment import IS_SUPPORTED
 from carls_jax.bank.shared_tables import SharedTables
-from carls_jax.bank.transport import Answer
+from carls_jax.bank.transport import Answer, NoAnswerError
 from carls_jax.bank.wire import Arrays, num_bytes
 from carls_jax.errors import (
     BankClosedError,
+    BankError,
     BankIdentityError,
     BankInternalError,
+    BankOverloadedError,
     BankStorageError,
     BankTimeoutError,
     BankUnavailableError,
@@ -60,6 +62,9 @@ LONGEST_PAUSE_S = 2.0
 # After these a change may have been applied, now or when the server is started again.
 _UNSURE = (BankUnavailableError, BankTimeoutError, BankInternalError, BankStorageError)
 
+_OVERLOADED = (BankOverloadedError,)
+_AWAY = (BankUnavailableError, NoAnswerError)
+
 _logger = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
@@ -77,8 +82,9 @@ class RemoteBank(Bank):
     the same number, so it is applied once: at most once in each incarnation of the bank, and surely
     once if it is answered. One that is not raises BankUnavailableError or BankTimeoutError, and may
     have been applied: `resume` goes on with it. A lookup that creates rows is sent again too, since
-    a row is created only if it is missing; a restore is not. Methods may be called from several
-    threads at once, in the process that made the object.
+    a row is created only if it is missing; a restore is not. What a server refuses for now, since
+    it is overloaded, is sent again when it says. Methods may be called from several threads at
+    once, in the process that made the object.
 
     Args:
       address: "unix:/path" or "host:port".
@@ -125,7 +131,9 @@ class RemoteBank(Bank):
     @property
     def identity(self) -> BankIdentity:
         """Which bank answers; asks the server if nothing was called yet."""
-        return self._identity or self._hello(self._timeout_s)
+        self._meet()
+        assert self._identity is not None
+        return self._identity
 
     def wait_ready(self, timeout_s: float = 30.0) -> None:
         try:
@@ -153,8 +161,9 @@ class RemoteBank(Bank):
             reply, answered = self._ask(
                 pb.Request(change=header), arrays, try_s=try_s, expected_bytes=0
             )
-        except _UNSURE as error:
-            resuming.mark(error, Unfinished({0: resuming.own(change)}, {}))
+        except (*_UNSURE, *_OVERLOADED) as error:
+            if _wait_s(error) < math.inf:  # a try before the last may have been applied
+                resuming.mark(error, Unfinished({0: resuming.own(change)}, {}))
             raise
         return messages.unpack_applied(reply.applied, answered)
 
@@ -245,10 +254,13 @@ class RemoteBank(Bank):
             if isinstance(snapshot, SnapshotIdentity)
             else pb.Restore(name=snapshot)
         )
-        self._meet()
-        # Once: a second restore would undo what others have done after the first.
-        reply, _ = self._send(
-            pb.Request(restore=call), {}, timeout_s=SNAPSHOT_TIMEOUT_S, expected_bytes=0
+        # Done once: a second restore would undo what others have done after the first.
+        reply, _ = self._ask(
+            pb.Request(restore=call),
+            {},
+            timeout_s=SNAPSHOT_TIMEOUT_S,
+            expected_bytes=0,
+            retried=_OVERLOADED,
         )
         return messages.unpack_snapshot(reply.snapshot)
 
@@ -287,17 +299,24 @@ class RemoteBank(Bank):
         timeout_s: float | None = None,
         try_s: float = math.inf,
         expected_bytes: int | None = None,
+        retried: tuple[type[BankError], ...] = _AWAY + _OVERLOADED,
     ) -> Answer:
-        """Sends a request that may be sent again."""
+        """Sends a request, and again after the errors that are given."""
         self._meet()
 
         def send(timeout_s: float) -> Answer:
             return self._send(request, arrays, timeout_s=timeout_s, expected_bytes=expected_bytes)
 
-        return self._persist(send, timeout_s=timeout_s or self._timeout_s, try_s=try_s)
+        timeout_s = timeout_s or self._timeout_s
+        return self._persist(send, timeout_s=timeout_s, try_s=try_s, retried=retried)
 
     def _persist(
-        self, attempt: Callable[[float], _Result], *, timeout_s: float, try_s: float = math.inf
+        self,
+        attempt: Callable[[float], _Result],
+        *,
+        timeout_s: float,
+        try_s: float = math.inf,
+        retried: tuple[type[BankError], ...] = _AWAY + _OVERLOADED,
     ) -> _Result:
         """Calls `attempt(deadline_s)`, each for `try_s` at most, until a server answers in time."""
         deadline = time.monotonic() + timeout_s
@@ -305,15 +324,15 @@ class RemoteBank(Bank):
         while True:
             try:
                 result = attempt(min(max(deadline - time.monotonic(), 0.001), try_s))
-            except (BankUnavailableError, BankTimeoutError) as error:
-                pause_s = next(pauses_s)
-                if time.monotonic() + pause_s >= deadline and isinstance(error, BankTimeoutError):
+            except retried as error:
+                pause_s = next(pauses_s) + _wait_s(error)
+                if time.monotonic() + pause_s >= deadline and isinstance(error, NoAnswerError):
                     raise BankTimeoutError(
                         f"the bank at {self._address} did not answer within {timeout_s:.3g} s"
                     ) from error
                 if time.monotonic() + pause_s >= deadline:
                     raise
-                if self._turns_away(True):
+                if isinstance(error, _AWAY) and self._turns_away(True):
                     _logger.warning("%s; trying again for %.3g s", error, timeout_s)
                 if self._closed.wait(pause_s):
                     raise BankClosedError("this bank was closed; connect again") from error
@@ -347,7 +366,7 @@ class RemoteBank(Bank):
 
     def _meet(self) -> None:
         if self._identity is None:
-            self._hello(self._timeout_s)
+            self._persist(self._hello, timeout_s=self._timeout_s, retried=_OVERLOADED)
 
     def _hello(self, timeout_s: float) -> BankIdentity:
         """Learns who answers, and refuses a stranger."""
@@ -371,6 +390,13 @@ class RemoteBank(Bank):
             self._shared = SharedTables(self._address.same_host_path, bank_id=identity.bank_id)
         self._identity = identity
         return identity
+
+
+def _wait_s(error: BankError) -> float:
+    """Returns how long the server wants to be left alone after an error; infinite: for ever."""
+    if not isinstance(error, BankOverloadedError):
+        return 0.0
+    return math.inf if error.retry_after_s is None else error.retry_after_s
 
 
 def _pauses_s() -> Iterator[float]:

@@ -27,6 +27,7 @@ from carls_jax.bank.same_host_segment import IS_SUPPORTED
 from carls_jax.bank.transport import (
     Answer,
     GrpcTransport,
+    NoAnswerError,
     Transport,
     assembled,
     check_same_process,
@@ -35,7 +36,6 @@ from carls_jax.bank.wire import Arrays
 from carls_jax.errors import (
     BankClosedError,
     BankInternalError,
-    BankTimeoutError,
     BankUnavailableError,
     CarlsError,
 )
@@ -93,7 +93,7 @@ class SameHostTransport:
         try:
             answer = self._exchange(request, arrays, deadline)
         except LinkTimeoutError as error:
-            raise BankTimeoutError(
+            raise NoAnswerError(
                 f"the bank at {self._address} did not answer within {timeout_s:.3g} s"
             ) from error
         except LinkError as error:

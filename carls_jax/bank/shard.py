@@ -36,6 +36,9 @@ from carls_jax.keys import PADDING
 
 MAX_TABLES = 256
 MAX_SCAN_ROWS = 1 << 20
+# How long what needs all tables waits for the writer of one while it holds those of others; twice
+# as long each time.
+FIRST_PATIENCE_S = 0.05
 
 
 class Frozen(NamedTuple):
@@ -416,11 +419,28 @@ class Shard:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Lets no change begin, and waits for those that have begun."""
-        with ExitStack() as held:
-            held.enter_context(self._outline)
-            for name in sorted(self._tables):
-                held.enter_context(self._writing(name))
-            yield
+        patience_s = FIRST_PATIENCE_S
+        while True:
+            with ExitStack() as held:
+                held.enter_context(self._outline)
+                busy = self._take_writers(held, patience_s)
+                if busy is None:
+                    yield
+                    return
+            # Whoever waits for a long change must not hold the writers of other tables.
+            with busy.writer:
+                patience_s *= 2
+
+    def _take_writers(self, held: ExitStack, patience_s: float) -> TableShard | None:
+        """Takes the writers of all tables, or returns the first that could not be had in time."""
+        for name in sorted(self._tables):
+            table = self._tables[name]
+            if not table.writer.acquire(timeout=patience_s):
+                return table
+            held.callback(table.writer.release)
+            if self._tables[name] is not table:  # it was altered while it was waited for
+                return self._tables[name]
+        return None
 
 
 def _check_names(table: TableShard, fields: Sequence[str], metadata: Sequence[str]) -> None:

@@ -50,6 +50,10 @@ _OPTIONS = (
 )
 
 
+class NoAnswerError(BankTimeoutError):
+    """Says that a server was silent, in place of saying itself that something took too long."""
+
+
 class Transport(Protocol):
     """Carries requests to one server. Methods are called from several threads at once."""
 
@@ -163,7 +167,7 @@ class GrpcTransport:
             return BankClosedError("this bank was closed during the call; connect again")
         kind = status.class_of(error.code())
         if kind is BankTimeoutError:
-            return BankTimeoutError(
+            return NoAnswerError(
                 f"the bank at {self._address} did not answer within {timeout_s:.3g} s"
             )
         if kind is BankUnavailableError:

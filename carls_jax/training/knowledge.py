@@ -31,7 +31,8 @@ class Known:
       behind: By field that the loop writes, int32 `[B, ...]`: 0, the value holds all that was
         written to the field in earlier steps; d, it may lack what was written d steps ago and
         later, since the bank had not acknowledged that when the row was looked up. The value is
-        that of d steps ago.
+        that of d steps ago. While the bank is away rows may be as they were seen before: then d
+        counts from there, whether or not the row was written since.
       sources: Names of the authors, in a per-source table.
     """
 

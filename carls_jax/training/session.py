@@ -84,6 +84,7 @@ class Session:
             max_pending=config.max_pending_writes,
             is_settled=lambda: self._outlasting.is_settled,
         )
+        self._goes_on_without = config.when_away.policy == "last_seen"
         self._num_skipped = 0  # checkpoints, since the bank was away
         self._plan: Mapping[str, Lookup] = {}
         self._write_plan: Mapping[str, Update] = {}
@@ -297,14 +298,26 @@ class Session:
         is_last = step == self._last_step
         if step % self.config.period_steps and not is_last:
             return False
-        if is_last or self.config.when_away.policy != "last_seen":
+        if is_last or not self._goes_on_without:
             self._save(step, state)
             return True
         return self._save_unless_away(step, state)
 
     def _save(self, step: int, state: Any) -> None:
         jax.block_until_ready(state)  # then all hooks of this step have begun, and flush sees them
-        self._outlasting.settle(be_back=True)
+        deadline = time.monotonic() + self.config.when_away.wait_s
+        is_saved = False
+        while not is_saved:
+            self._outlasting.settle(be_back=True)
+            try:
+                self._flush_and_save(step, state)
+                is_saved = True
+            except AWAY:
+                if self._goes_on_without and time.monotonic() < deadline:
+                    continue
+                raise
+
+    def _flush_and_save(self, step: int, state: Any) -> None:
         self.flush()
         self._checkpointer.save(step, state, position=self._position)
         if self._ahead:

@@ -220,7 +220,7 @@ def test_the_bound_is_on_all_requests_together(bank: LocalBank, tmp_path: Path) 
     with (
         BankServer(bank, f"unix:{tmp_path}/s", max_staged_bytes=1000) as server,
         grpc.insecure_channel(server.address) as channel,
-        RemoteBank(server.address) as remote,
+        RemoteBank(server.address, timeout_s=0.5) as remote,
     ):
         frames, replies = begin()
         table = remote.table("t")

@@ -134,7 +134,7 @@ def test_a_bare_code_becomes_an_error(ending: GrpcTransport, code: grpc.StatusCo
     with pytest.raises(errors.CarlsError) as caught:
         ending.call(pb.Request(bank_id=code.name), {}, timeout_s=10.0, expected_bytes=0)
 
-    assert type(caught.value) is status.class_of(code)
+    assert isinstance(caught.value, status.class_of(code))
     assert isinstance(caught.value.__cause__, grpc.RpcError)
 
 

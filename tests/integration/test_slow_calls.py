@@ -132,6 +132,19 @@ def test_a_long_alter_holds_only_writers_of_its_table(
         assert client.table("slow").lookup(KEYS).found.all()
 
 
+def test_a_snapshot_that_waits_for_a_long_alter_holds_nobody(
+    client: RemoteBank, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(altering, "prepare", gate.before(altering.prepare, on="slow"))
+    with ThreadPoolExecutor(1) as pool:
+        with under_way(gate, lambda: client.alter(WIDER)):
+            taking = pool.submit(client.snapshot, "another")
+            for _ in range(20):
+                use(client)
+            assert not taking.done()
+        assert taking.result(20).label == "another"
+
+
 def test_clients_that_begin_calls_and_say_no_more_hold_nobody(client: RemoteBank) -> None:
     """They leave one of the server's threads."""
     lookup = pb.Lookup(table="slow", fields=["x"])

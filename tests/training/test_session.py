@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -524,6 +526,25 @@ def test_a_loop_goes_on_without_its_bank_and_nothing_of_it_is_silent(
     assert lines[4]["away/changes_waiting"] >= 2
     # The last checkpoint waited for the bank, which has got all pushes.
     assert_array_equal(session.bank.table("counts").lookup([0, 1])["n"], [6.0, 6.0])
+
+
+def test_the_last_checkpoint_waits_for_a_bank_of_which_nobody_knew_that_it_was_away(
+    last_seen: Any,
+) -> None:
+    session, serve = last_seen
+    state = session.begin(STATE)
+    is_away, logger = threading.Event(), logging.getLogger("carls_jax.training.away.absence")
+    note = lambda record: is_away.set() or True  # noqa: E731
+    logger.addFilter(note)
+    with ThreadPoolExecutor(1) as threads:
+        served = threads.submit(lambda: is_away.wait(DEADLINE_S) and serve(True))
+        for step, _, _ in session.look_ahead(BATCHES, {}, num_steps=1):
+            serve(False)
+            assert session.checkpoint(step, state)
+        served.result(DEADLINE_S)
+    logger.removeFilter(note)
+    assert session.absences["checkpoints_skipped"] == 0
+    assert session.bank.snapshots()[-1].label == "step-1"
 
 
 def test_an_error_of_the_loop_does_not_wait_for_a_bank_that_is_away(last_seen: Any) -> None:

@@ -79,17 +79,15 @@ class LastSeen:
         """Remembers an answer to a lookup, which was begun as of a step of the reader's writes."""
         if not self._max_bytes:
             return
-        keys, first = np.unique(rows.keys, return_index=True)
-        found = rows.found[first]
-        is_found = np.logical_or.reduce(found, axis=1) if found.ndim == 2 else found
-        columns = {place: array[first] for place, array in _columns_of(rows).items()}
-        columns["", "as_of"] = np.full(keys.size, as_of)
+        keys, places = _distinct(rows.keys)
+        found = np.logical_or.reduce(rows.found, axis=1) if rows.found.ndim == 2 else rows.found
+        wanted = found.take(places)
+        columns = {**_columns_of(rows), ("", "as_of"): np.full(rows.keys.size, as_of)}
         with self._lock:
-            wanted = (is_found | self._is_known(_kind(request), keys)) & (keys != PADDING)
-            if not wanted.all():
-                keys = keys[wanted]
-                columns = {place: array[wanted] for place, array in columns.items()}
-            self._store(_kind(request), rows.sources, keys, columns)
+            missing = np.flatnonzero(~wanted)
+            wanted[missing] = self._is_known(_kind(request), keys[missing])
+            wanted &= keys != PADDING
+            self._store(_kind(request), rows.sources, keys[wanted], columns, places[wanted])
 
     def recall(self, spec: TableSpec, request: pb.Lookup, keys: Keys) -> RememberedRows:
         """Returns the rows of keys as they were seen last; not found: those never seen."""
@@ -119,22 +117,28 @@ class LastSeen:
         found = [block.index.find(keys) >= 0 for block in self._of(kind)]
         return np.logical_or.reduce([np.zeros(keys.size, np.bool_), *found])
 
-    def _store(self, kind: Kind, sources: tuple[str, ...], keys: Keys, columns: Columns) -> None:
+    def _store(
+        self,
+        kind: Kind,
+        sources: tuple[str, ...],
+        keys: Keys,
+        columns: Columns,
+        places: NDArray[np.intp],
+    ) -> None:
+        """Stores the rows of distinct keys, which are at some places of columns."""
         blocks = self._of(kind)
         if blocks and blocks[0].fits(columns, sources):
-            known = blocks[0].overwrite(keys, columns)
-            keys, columns = keys[~known], {place: one[~known] for place, one in columns.items()}
-        start = 0
-        while start < keys.size:
+            known = blocks[0].overwrite(keys, columns, places)
+            keys, places = keys[~known], places[~known]
+        while keys.size:
             blocks = self._of(kind)
             if not blocks or blocks[0].is_full or not blocks[0].fits(columns, sources):
-                self._blocks.append(
-                    _Block(kind, sources, columns, max_bytes=self._max_bytes // _NUM_BLOCKS)
-                )
-                blocks = self._blocks[-1:]
-            part = slice(start, start + blocks[0].num_free)
-            blocks[0].add(keys[part], {place: one[part] for place, one in columns.items()})
-            start = part.stop
+                max_bytes = self._max_bytes // _NUM_BLOCKS
+                blocks = [_Block(kind, sources, columns, max_bytes=max_bytes)]
+                self._blocks += blocks
+            num_added = blocks[0].num_free
+            blocks[0].add(keys[:num_added], columns, places[:num_added])
+            keys, places = keys[num_added:], places[num_added:]
             while self.num_bytes > self._max_bytes:
                 self._blocks.pop(0)
 
@@ -175,22 +179,34 @@ class _Block:
             for place, column in columns.items()
         )
 
-    def overwrite(self, keys: Keys, columns: Columns) -> NDArray[np.bool_]:
-        """Overwrites the rows of keys that are here, and tells which are."""
+    def overwrite(
+        self, keys: Keys, columns: Columns, places: NDArray[np.intp]
+    ) -> NDArray[np.bool_]:
+        """Overwrites the rows of those distinct keys that are here, and tells which are."""
         slots = self.index.find(keys)
         known = slots >= 0
-        for place, column in columns.items():
-            self.columns[place][slots[known]] = column[known]
+        if known.any():
+            slots, places = slots[known], places[known]
+            for place, column in columns.items():
+                self.columns[place][slots] = column[places]
         return known
 
-    def add(self, keys: Keys, columns: Columns) -> None:
-        """Adds rows of keys that are not here, no more than are free."""
-        start = len(self.index)
-        slots = np.arange(start, start + keys.size)
-        self._keys[slots] = keys
-        self.index.insert(keys, slots)
+    def add(self, keys: Keys, columns: Columns, places: NDArray[np.intp]) -> None:
+        """Adds rows of distinct keys that are not here, no more than are free."""
+        start, stop = len(self.index), len(self.index) + keys.size
+        self._keys[start:stop] = keys
+        self.index.insert(keys, np.arange(start, stop))
         for place, column in columns.items():
-            self.columns[place][start : start + keys.size] = column
+            # PERFORMANCE: half the time that it takes with an array in between.
+            column.take(places, axis=0, out=self.columns[place][start:stop], mode="clip")
+
+
+def _distinct(keys: Keys) -> tuple[Keys, NDArray[np.intp]]:
+    """Returns the distinct keys, ascending, and the place of each."""
+    if (keys[1:] > keys[:-1]).all():  # as a training loop asks for them
+        return keys, np.arange(keys.size)
+    distinct, places = np.unique(keys, return_index=True)
+    return distinct, places
 
 
 def blank_rows(
