@@ -11,6 +11,7 @@
     processes.py      several processes that run one loop
     checkpointing.py  saves a run as a whole: state, bank, place in the batches
     away/             what is done while the bank is away
+    saving.py         when a checkpoint is saved, if the bank may be away
     session.py        a training loop's connection to all of these
     opening.py        opens a session with bank and makers in this process
     trainer.py        the training loop, for those who bring a model and a loss

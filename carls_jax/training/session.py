@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,11 @@ import jax
 
 from carls_jax import hooks
 from carls_jax.bank import Bank
-from carls_jax.errors import BankUnavailableError, InvalidInputError
+from carls_jax.errors import InvalidInputError
 from carls_jax.makers import MakerRunner
 from carls_jax.metrics import MetricsWriter
-from carls_jax.training import processes
+from carls_jax.training import processes, saving
 from carls_jax.training.away import outlast
-from carls_jax.training.away.absence import AWAY
 from carls_jax.training.behind import behind_of
 from carls_jax.training.checkpointing import RunCheckpointer
 from carls_jax.training.fetching import Fetcher
@@ -84,7 +83,6 @@ class Session:
             max_pending=config.max_pending_writes,
             is_settled=lambda: self._outlasting.is_settled,
         )
-        self._goes_on_without = config.when_away.policy == "last_seen"
         self._num_skipped = 0  # checkpoints, since the bank was away
         self._plan: Mapping[str, Lookup] = {}
         self._write_plan: Mapping[str, Update] = {}
@@ -277,9 +275,12 @@ class Session:
 
         If the bank is away it waits for it, and raises BankUnavailableError as `when_away` says.
         """
+        self._flush()
+
+    def _flush(self, *, wait: bool = True) -> None:
         self._writes.flush()
         jax.effects_barrier()  # what hooks write inside jit
-        self._outlasting.settle()
+        self._outlasting.settle(wait=wait)
         for bank in self._banks:
             hooks.check(bank)
 
@@ -298,52 +299,34 @@ class Session:
         is_last = step == self._last_step
         if step % self.config.period_steps and not is_last:
             return False
-        if is_last or not self._goes_on_without:
+        if is_last or self.config.when_away.policy != "last_seen":
             self._save(step, state)
             return True
-        return self._save_unless_away(step, state)
+        jax.block_until_ready(state)
+        error = saving.save_unless_away(self._outlasting, self._flush, self._saver(step, state))
+        if error is not None:
+            self._num_skipped += 1
+            _log.warning("no checkpoint is saved after step %d: %s", step, error)
+        return error is None
 
     def _save(self, step: int, state: Any) -> None:
         jax.block_until_ready(state)  # then all hooks of this step have begun, and flush sees them
-        deadline = time.monotonic() + self.config.when_away.wait_s
-        is_saved = False
-        while not is_saved:
-            self._outlasting.settle(be_back=True)
-            try:
-                self._flush_and_save(step, state)
-                is_saved = True
-            except AWAY:
-                if self._goes_on_without and time.monotonic() < deadline:
-                    continue
-                raise
+        saving.save(
+            self._outlasting,
+            self._flush,
+            self._saver(step, state),
+            when_away=self.config.when_away,
+        )
 
-    def _flush_and_save(self, step: int, state: Any) -> None:
-        self.flush()
-        self._checkpointer.save(step, state, position=self._position)
-        if self._ahead:
-            self._ahead.refetch()
+    def _saver(self, step: int, state: Any) -> Callable[[], None]:
+        """Returns what saves a checkpoint of what was flushed."""
 
-    def _save_unless_away(self, step: int, state: Any) -> bool:
-        """Saves a checkpoint; or does not, and says so, if the bank of any process is away."""
-        jax.block_until_ready(state)
-        error: BaseException | None = None
-        try:
-            if any(processes.gathered(self._outlasting.is_away)):
-                raise BankUnavailableError("the bank is away")
-            try:
-                self.flush()
-            except AWAY as away:
-                error = away
-            if any(processes.gathered(error is not None)):
-                raise error or BankUnavailableError("the bank is away from another process")
+        def save() -> None:
             self._checkpointer.save(step, state, position=self._position)
-        except AWAY as away:
-            self._num_skipped += 1
-            _log.warning("no checkpoint is saved after step %d: %s", step, away)
-            return False
-        if self._ahead:
-            self._ahead.refetch()
-        return True
+            if self._ahead:
+                self._ahead.refetch()
+
+        return save
 
     def log(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
         """Writes metrics, beside the ages of what was read, if a line is due after `step`.

@@ -133,7 +133,6 @@ def test_bytes_that_are_no_known_error_are_the_servers_defect(raw: bytes) -> Non
 def test_a_bare_code_becomes_an_error(ending: GrpcTransport, code: grpc.StatusCode) -> None:
     with pytest.raises(errors.CarlsError) as caught:
         ending.call(pb.Request(bank_id=code.name), {}, timeout_s=10.0, expected_bytes=0)
-
     assert isinstance(caught.value, status.class_of(code))
     assert isinstance(caught.value.__cause__, grpc.RpcError)
 

@@ -98,18 +98,22 @@ class KeepingBank(BankAround):
         if refused is not None:
             raise refused
 
-    def settle(self, deadline: float, *, be_back: bool) -> None:
+    def settle(self, deadline: float, *, be_back: bool, wait: bool = True) -> None:
         """Waits until all is sent, up to a deadline on the monotonic clock.
 
         Args:
           be_back: Waits until it answers, too, if nothing is to be sent.
+          wait: Whether to wait for it while it is away.
 
         Raises:
           BankUnavailableError: The deadline has passed.
         """
         with self._changed:
             left_s = min(max(deadline - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
-            if not self._changed.wait_for(lambda: self._is_done(be_back=be_back), left_s):
+            self._changed.wait_for(
+                lambda: self._is_done(be_back=be_back) or (self._is_away and not wait), left_s
+            )
+            if not self._is_done(be_back=be_back):
                 raise BankUnavailableError(
                     f"{self._who} is away, and {self.num_kept} changes wait for it: {self._cause}"
                 )

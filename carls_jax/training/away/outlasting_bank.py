@@ -32,11 +32,12 @@ class OutlastingBank(BankAround):
         """Whether the bank has acknowledged all changes that were applied here."""
         return True
 
-    def settle(self, *, be_back: bool = False) -> None:
+    def settle(self, *, be_back: bool = False, wait: bool = True) -> None:
         """Waits until the bank has acknowledged all changes that were applied here.
 
         Args:
           be_back: Waits until all servers answer, too, if nothing is to be sent.
+          wait: Whether to wait for a server that is away.
 
         Raises:
           BankUnavailableError: It is away for too long.

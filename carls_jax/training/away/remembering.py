@@ -62,10 +62,10 @@ class RememberingBank(OutlastingBank):
     def is_settled(self) -> bool:
         return all(server.is_settled for server in self._servers)
 
-    def settle(self, *, be_back: bool = False) -> None:
+    def settle(self, *, be_back: bool = False, wait: bool = True) -> None:
         deadline = time.monotonic() + self._wait_s
         for server in self._servers:
-            server.settle(deadline, be_back=be_back)
+            server.settle(deadline, be_back=be_back, wait=wait)
         self.check()
 
     def check(self) -> None:

@@ -90,8 +90,11 @@ def test_while_it_is_away_other_calls_fail_at_once(server: Server, keeping: Keep
     keeping.settle(0.0, be_back=False)  # nothing waits
     with pytest.raises(BankUnavailableError, match="0 changes wait for it"):
         keeping.settle(0.0, be_back=True)
+    table.push(KEYS, ONES)
+    with pytest.raises(BankUnavailableError, match="1 changes wait for it"):
+        keeping.settle(np.inf, be_back=False, wait=False)
     back(keeping, server)
-    assert table.delete(KEYS) == 0
+    assert table.delete(KEYS) == 40
 
 
 def test_a_change_whose_answer_was_lost_is_applied_once(
