@@ -41,7 +41,9 @@ if TYPE_CHECKING:
         Task,
         TrainerConfig,
         Update,
+        WhenAway,
         fit,
+        outlast,
     )
     from carls_jax.training.opening import session
 
@@ -66,6 +68,7 @@ _HOMES = {
     "Tls": "bank",
     "TrainerConfig": "training",
     "Update": "training",
+    "WhenAway": "training",
     "asynchronous": "makers",
     "connect": "bank",
     "fit": "training",
@@ -74,6 +77,7 @@ _HOMES = {
     "maker": "makers",
     "open_snapshot": "bank",
     "optimizer": "bank.optimizers",
+    "outlast": "training",
     "predictor": "checkpoints",
     "schedule": "bank.schedules",
     "session": "training",
@@ -99,6 +103,7 @@ __all__ = [
     "Tls",
     "TrainerConfig",
     "Update",
+    "WhenAway",
     "asynchronous",
     "connect",
     "fit",
@@ -107,6 +112,7 @@ __all__ = [
     "maker",
     "open_snapshot",
     "optimizer",
+    "outlast",
     "predictor",
     "schedule",
     "session",

@@ -151,6 +151,11 @@ class NamespacedBank(Bank):
         return f"<{self._whole!r} namespace={self.name!r}>"
 
     @property
+    def whole(self) -> Bank:
+        """The bank that it is a part of."""
+        return self._whole
+
+    @property
     def _bank(self) -> Bank:
         if self._is_closed:
             raise BankClosedError("this bank was closed; connect again")

@@ -10,6 +10,7 @@ from typing import Any
 
 from carls_jax import training
 from carls_jax.bank import Bank, connect
+from carls_jax.bank.remote import DEFAULT_TIMEOUT_S
 from carls_jax.checkpoints import CheckpointWatcher
 from carls_jax.errors import ConfigError
 from carls_jax.launch.addresses import resolve
@@ -71,7 +72,10 @@ def run_trainer(loaded: Loaded, workdir: Path) -> dict[str, Any]:
     with ExitStack() as held:
         # A second trainer would put the bank back under the first one.
         held.enter_context(claim(workdir, "trainer"))
-        bank = held.enter_context(connect_to(workdir, loaded, source="trainer"))
+        patience_s = loaded.run.session.when_away.patience_s
+        bank = held.enter_context(
+            connect_to(workdir, loaded, source="trainer", timeout_s=patience_s)
+        )
         metrics = held.enter_context(MetricsWriter(workdir / "metrics", "trainer-0"))
         session = training.Session(
             bank,
@@ -115,13 +119,16 @@ def train(loaded: Loaded, session: training.Session) -> dict[str, Any]:
         "staleness": session.staleness.summary(),
         "ledger": session.bank.ledger.rows(),
         "snapshot_bank_id": session.bank.identity.bank_id,
+        "away": session.absences,
     }
     replace_text(session.workdir / "result.json", json.dumps(results, indent=2) + "\n")
     return results
 
 
 @contextmanager
-def connect_to(workdir: Path, loaded: Loaded, *, source: str) -> Iterator[Bank]:
+def connect_to(
+    workdir: Path, loaded: Loaded, *, source: str, timeout_s: float = DEFAULT_TIMEOUT_S
+) -> Iterator[Bank]:
     """Connects to the bank of a run, waits for it and makes the tables."""
     print(f"waiting for the bank of {workdir}", flush=True)
     address, token = loaded.run.bank.address, None
@@ -132,7 +139,9 @@ def connect_to(workdir: Path, loaded: Loaded, *, source: str) -> Iterator[Bank]:
         ]
         address, token = ",".join(addresses), token_file(workdir)
     namespace = loaded.run.bank.namespace or None
-    with connect(address, source=source, namespace=namespace, token_file=token) as bank:
+    with connect(
+        address, source=source, timeout_s=timeout_s, namespace=namespace, token_file=token
+    ) as bank:
         bank.wait_ready(READY_TIMEOUT_S)
         for table in loaded.experiment.tables:
             bank.table(table)

@@ -33,13 +33,13 @@ def outlast(bank: Bank, when_away: WhenAway) -> OutlastingBank:
 
 
 def _is_local(bank: Bank) -> bool:
-    return isinstance(bank._whole if isinstance(bank, NamespacedBank) else bank, LocalBank)
+    return isinstance(bank.whole if isinstance(bank, NamespacedBank) else bank, LocalBank)
 
 
 def _of_servers(bank: Bank, when_away: WhenAway) -> tuple[Bank, list[KeepingBank]]:
     """Returns the same bank made of servers that are done without, and these."""
     if isinstance(bank, NamespacedBank):
-        whole, servers = _of_servers(bank._whole, when_away)
+        whole, servers = _of_servers(bank.whole, when_away)
         return _with_ledger(NamespacedBank(whole, bank.name, closes=True), bank), servers
     if not isinstance(bank, ShardedBank):
         server = KeepingBank(bank, who="the bank", max_kept_bytes=when_away.max_kept_bytes)
