@@ -336,6 +336,8 @@ class RemoteBank(Bank):
                     _logger.warning("%s; trying again for %.3g s", error, timeout_s)
                 if self._closed.wait(pause_s):
                     raise BankClosedError("this bank was closed; connect again") from error
+            except NoAnswerError as error:
+                raise BankTimeoutError(str(error)) from error
             else:
                 if self._turns_away(False):
                     _logger.warning("the bank at %s answers again", self._address)

@@ -43,7 +43,7 @@ def failing(
     with (
         FailingBank() as bank,
         BankServer(bank, f"unix:{tmp_path}/s", max_same_host_connections=request.param) as server,
-        RemoteBank(server.address) as remote,
+        RemoteBank(server.address, timeout_s=2.0) as remote,
     ):
         yield bank, remote
 
