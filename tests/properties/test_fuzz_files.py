@@ -54,7 +54,8 @@ def make(root: Path) -> dict[int, dict[str, Any]]:
         states[bank.stats().sequence] = state_of(bank._open())
     for number in range(3):
         with LocalBank(root) as bank:
-            table = bank.table(EMBEDDINGS)
+            table = bank.table(EMBEDDINGS)  # a change, too
+            states[bank.stats().sequence] = state_of(bank._open())
             for step in range(3):
                 values = np.full((KEYS.size, 3), number + step, np.float32)
                 table.push(KEYS, {"dense": values}, step=step, create=True)
