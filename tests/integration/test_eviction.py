@@ -71,7 +71,9 @@ def test_no_reader_gets_a_row_of_another_key(tmp_path: Path, policy: str) -> Non
                 reader.wait()
         stats = table.stats()
         assert [reader.returncode for reader in readers] == [0, 0]
-        assert all(int(one) > 0 for one in told) and sum(map(int, told)) > 500, told
+        num_read = [int(one) for one in told]
+        assert min(num_read) > 0
+        assert sum(num_read) > 500
         assert stats.counters["rows_evicted"] > 5_000
         assert stats.num_rows <= MAX_ROWS
         assert bank.share("churned")[1].used_slots <= MAX_ROWS
