@@ -138,7 +138,7 @@ def test_a_run_in_lockstep_whose_bank_is_killed_ends_as_if_it_was_not(
 
         with (
             when_away(server.start),
-            RemoteBank(server.address, source="trainer", timeout_s=1.5) as bank,
+            RemoteBank(server.address, source="trainer", timeout_s=4.0) as bank,
         ):
             bank.wait_ready(DEADLINE_S)
             with opened(bank, tmp_path / name, config) as session:
