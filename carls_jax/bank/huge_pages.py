@@ -25,6 +25,7 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
+from carls_jax.bank.columns import MAP_NORESERVE
 from carls_jax.bank.machine import address_of
 
 HUGE_PAGE = 2 << 20
@@ -36,7 +37,7 @@ _MAX_FAILURES = 20
 _MADV_COLLAPSE = 25  # no library names it yet
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
-_RESERVED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
+_RESERVED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
 _FAILED = ctypes.c_void_p(-1).value
 
 _logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def map_file(descriptor: int, num_bytes: int, *, protection: int) -> NDArray[np.
     begin = _map(None, size + HUGE_PAGE, _PROT_NONE, _RESERVED, -1)
     at = -(-begin // HUGE_PAGE) * HUGE_PAGE
     try:
-        _map(at, size, protection, mmap.MAP_SHARED | _MAP_FIXED | 0x4000, descriptor)
+        _map(at, size, protection, mmap.MAP_SHARED | _MAP_FIXED | MAP_NORESERVE, descriptor)
     except OSError:
         _libc.munmap(begin, size + HUGE_PAGE)
         raise
@@ -110,10 +111,13 @@ class Collapser:
         self._has_grown = False
         self._num_failures = 0  # searches after which some block was left, one after another
         self._is_followed = False
+        self._is_refused = False  # by a system that has no such pages
 
     def grew(self) -> None:
         """Has written blocks looked for, by a thread that ends when there are no new ones."""
         self._has_grown = True
+        if self._is_refused:
+            return
         with self._lock:
             if self._is_followed:
                 return
@@ -125,11 +129,17 @@ class Collapser:
 
     def collapse(self) -> None:
         """Puts each block of 2 MiB that is written throughout on one page."""
-        failures = [number for block in self._written() if (number := self._collapse(block))]
+        failures = []
+        for block in self._written():
+            if number := self._collapse(block):
+                failures.append(number)
+            if number == errno.EINVAL:
+                self._is_refused = True
+                return
         # Who reads or writes a page at this moment keeps it where it is, but not for long.
         if not failures:
             self._num_failures = 0
-        elif errno.EINVAL not in failures and self._num_failures < _MAX_FAILURES:
+        elif self._num_failures < _MAX_FAILURES:
             self._num_failures += 1
             self._has_grown = True
 

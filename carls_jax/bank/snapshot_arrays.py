@@ -42,8 +42,8 @@ _CONTEXT = {
 }
 
 
-class Readable(Protocol):
-    """Is what can be written: a table whose rows are read once, in order, as of a `TableImage`."""
+class Described(Protocol):
+    """Says what a table is whose rows are to be read."""
 
     @property
     def spec(self) -> TableSpec:
@@ -60,6 +60,10 @@ class Readable(Protocol):
     @property
     def columns(self) -> Mapping[str, NDArray[Any]]:
         """Arrays of the columns' types and shapes `[any, ...]`."""
+
+
+class Readable(Described, Protocol):
+    """Is what can be written: a table whose rows are read once, in order, as of a `TableImage`."""
 
     def read(self, out: Mapping[str, NDArray[Any]]) -> None:
         """Fills arrays `[m, ...]`, one for each column, with the next m rows."""

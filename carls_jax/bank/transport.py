@@ -50,6 +50,9 @@ _OPTIONS = (
 )
 
 
+_SILENT = "timed out before receiving SETTINGS"
+
+
 class NoAnswerError(BankTimeoutError):
     """Says that a server was silent, in place of saying itself that something took too long."""
 
@@ -166,7 +169,9 @@ class GrpcTransport:
         if self._closed.is_set():
             return BankClosedError("this bank was closed during the call; connect again")
         kind = status.class_of(error.code())
-        if kind is BankTimeoutError:
+        # A server that is stopped lets connect, and says nothing: gRPC calls that unavailable.
+        is_silent = kind is BankUnavailableError and _SILENT in (error.details() or "")
+        if kind is BankTimeoutError or is_silent:
             return NoAnswerError(
                 f"the bank at {self._address} did not answer within {timeout_s:.3g} s"
             )

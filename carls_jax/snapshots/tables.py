@@ -5,7 +5,7 @@ m is a number of rows.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,34 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from carls_jax.bank.compact import decode
-from carls_jax.bank.specs import Field, TableSpec
+from carls_jax.bank.snapshot_arrays import Described
+from carls_jax.bank.specs import Field
 from carls_jax.bank.stored_bank import StoredBank
 from carls_jax.bank.whole_table import WholeTable, whole_tables
 
 Block = dict[str, NDArray[Any]]
 
 
-class StoredTable(Protocol):
+class StoredTable(Described, Protocol):
     """Is a table whose values are those that users know: compact fields are decoded.
 
-    Columns are named as in `carls_jax.bank.layout`.
+    Columns are named as in `carls_jax.bank.layout`; the numbers in some stand for names of
+    "sources" and "clocks".
     """
-
-    @property
-    def spec(self) -> TableSpec:
-        """What the table is."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that there are."""
-
-    @property
-    def names(self) -> Mapping[str, Sequence[str]]:
-        """Names of "sources" and "clocks", which the numbers in columns stand for."""
-
-    @property
-    def columns(self) -> Mapping[str, NDArray[Any]]:
-        """Arrays `[0, ...]` that show the columns' types and shapes."""
 
     def blocks(self, names: Collection[str]) -> Iterator[Block]:
         """Reads all rows of these columns, `[m, ...]` by name, always in the same order."""
